@@ -1,0 +1,48 @@
+# `make demo` and `make test` work in a fresh clone with nothing but Python 3.11+: each makes .venv when there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo demo-teachers demo-search test lint lock clean
+
+help:
+	@echo "make demo           install and run the embedded demo: all three stages, four variants, two seeds"
+	@echo "make test           install and run the tests"
+	@echo "make lint           ruff and mypy"
+	@echo "make demo-teachers  train the demo's tiny CLIP and tiny LLaVA again, from scratch"
+	@echo "make demo-search    choose the demo's learning rates again, on the validation split"
+	@echo "make lock           write constraints.txt anew from the newest versions that setup.py admits"
+
+$(STAMP): setup.py constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/fedscale run configs/demo.yaml
+
+demo-teachers: $(STAMP)
+	$(BIN)/python -m fedscale.teachers.shapes
+
+demo-search: $(STAMP)
+	$(BIN)/python bench/demo_search.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --editable '.[dev]'
+	$(VENV)-lock/bin/python -m pip freeze --exclude-editable > constraints.txt
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,38 @@
+"""Batched augmentation and normalisation of uint8 images, as tensor code with per-image randomness."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PAD = 4  # pixels on each side before the random crop [C: the published protocol]
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in channels-last memory: (x / 255 − mean) / std per channel."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    return (images * scale - shift).permute(0, 3, 1, 2)
+
+
+def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Random crop (zero padding of 4) and horizontal flip, drawn for each image; uint8 [B, H, W, 3] in and out.
+
+    `kind` is `none`, `flip` or `crop_flip`. The draws come from the CPU `generator`, so that they are the same on
+    every device.
+    """
+    if kind == "none":
+        return images
+    batch, height, width, _ = images.shape
+    device = images.device
+    columns = torch.arange(width, device=device).expand(batch, width)
+    if kind == "crop_flip":
+        offsets = torch.randint(0, 2 * PAD + 1, (2, batch, 1), generator=generator).to(device)
+        rows = torch.arange(height, device=device) + offsets[0]
+        columns = columns + offsets[1]
+        images = torch.nn.functional.pad(images, (0, 0, PAD, PAD, PAD, PAD))
+    else:
+        rows = torch.arange(height, device=device).expand(batch, height)
+    flipped = torch.rand((batch, 1), generator=generator).to(device) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
+    return images[torch.arange(batch, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]

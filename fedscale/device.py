@@ -1,0 +1,29 @@
+"""Which device and how many threads a process computes with."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fedscale.config.schema import Config
+from fedscale.errors import UserError
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device that `device=` asks for. Raises UserError when it asks for a GPU that is not there."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if config.device == "cuda":
+        raise UserError("device=cuda: no CUDA GPU is visible to torch; use device=cpu or device=auto")
+    return torch.device("cpu")
+
+
+def use_threads(config: Config) -> int:
+    """Set this process's CPU threads to `threads`, or to the cores divided by `jobs`, and return their number."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    threads = config.threads or max(1, cores // config.jobs)
+    torch.set_num_threads(threads)
+    return threads

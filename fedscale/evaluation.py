@@ -1,0 +1,113 @@
+"""Top-1 accuracy over all classes and over many / medium / few, per class, with the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedscale.config.schema import Config, GroupsConfig
+from fedscale.data.augment import normalise
+from fedscale.errors import UserError
+
+GROUPS = ("many", "medium", "few")
+
+
+class LabelledImages(Protocol):
+    """What is evaluated on: uint8 images [N, H, W, 3] and labels [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    split: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in percent; `confusion[true][predicted]` counts images. A group's accuracy is the mean over its classes."""
+
+    split: str
+    all: float
+    many: float | None
+    medium: float | None
+    few: float | None
+    per_class: list[float]
+    confusion: list[list[int]]
+    class_names: list[str]
+    train_counts: list[int]
+    groups: dict[str, list[int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def scores(self) -> dict[str, float | None]:
+        """All, many, medium and few, as the metrics rows carry them."""
+        return {"all": self.all, "many": self.many, "medium": self.medium, "few": self.few}
+
+
+def class_groups(train_counts: Sequence[int], config: GroupsConfig) -> dict[str, list[int]]:
+    """Class indices of many, medium and few, by the training images a class (METHOD.md, protocol).
+
+    `count` uses thresholds (ImageNet-LT: many > 100, few < 20); `rank` takes the first and the last classes by count.
+    Raises UserError when `rank` leaves no class between them.
+    """
+    if config.kind == "count":
+        many = [c for c, n in enumerate(train_counts) if n > config.many_over]
+        few = [c for c, n in enumerate(train_counts) if n < config.few_under]
+    else:
+        if config.many_classes + config.few_classes > len(train_counts):
+            raise UserError(
+                f"eval.groups: many_classes + few_classes = {config.many_classes + config.few_classes}, "
+                f"expected at most the {len(train_counts)} classes of the data"
+            )
+        ranked = sorted(range(len(train_counts)), key=lambda c: (-train_counts[c], c))
+        many = sorted(ranked[: config.many_classes])
+        few = sorted(ranked[len(ranked) - config.few_classes :])
+    rest = [c for c in range(len(train_counts)) if c not in {*many, *few}]
+    return {"many": many, "medium": rest, "few": few}
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: np.ndarray, config: Config) -> Tensor:
+    """Predicted classes [N] (CPU) of uint8 images [N, H, W, 3], in evaluation mode; the model's mode is restored."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    predicted = []
+    for start in range(0, len(images), config.eval.batch_size):
+        batch = torch.from_numpy(np.array(images[start : start + config.eval.batch_size])).to(device)
+        predicted.append(model(normalise(batch, config.data.mean, config.data.std)).argmax(1).cpu())
+    model.train(training)
+    return torch.cat(predicted)
+
+
+def evaluate(
+    model: nn.Module, store: LabelledImages, class_names: Sequence[str], train_counts: Sequence[int], config: Config
+) -> Evaluation:
+    """Evaluate on every image of the store. Raises UserError when a class has no image there."""
+    classes = len(class_names)
+    labels = torch.from_numpy(np.array(store.labels))
+    predicted = predict(model, store.images, config)
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    totals = confusion.sum(1)
+    if (totals == 0).any():
+        missing = class_names[int((totals == 0).nonzero()[0])]
+        raise UserError(f"{store.split} split: no image of class {missing}; expected at least one of every class")
+    per_class = (100.0 * confusion.diag() / totals).tolist()
+    groups = class_groups(train_counts, config.eval.groups)
+    means = {g: float(np.mean([per_class[c] for c in groups[g]])) if groups[g] else None for g in GROUPS}
+    return Evaluation(
+        split=store.split,
+        all=float(100.0 * confusion.diag().sum() / totals.sum()),
+        many=means["many"],
+        medium=means["medium"],
+        few=means["few"],
+        per_class=per_class,
+        confusion=confusion.tolist(),
+        class_names=list(class_names),
+        train_counts=list(train_counts),
+        groups=groups,
+    )

@@ -1,0 +1,115 @@
+"""`fedscale run`: every stage of every child run, each shared result made once, `jobs` of them at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedscale.config import Config
+from fedscale.errors import Stopped
+from fedscale.progress import QueueReporter, forward
+from fedscale.runs import RunFolder
+from fedscale.session import Flag, Session
+from fedscale.stages import children, needed, prerequisites, run_stage, stage_folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage folder to be filled, and the folders that must be complete first."""
+
+    config: Config
+    stage: str
+    folder: Path
+    after: frozenset[Path] = field(default_factory=frozenset)
+
+
+def plan(config: Config) -> list[Job]:
+    """The stage folders of all child runs, each once, every one after what it reads."""
+    jobs: dict[Path, Job] = {}
+    for child in children(config):
+        RunFolder.of(child).describe(child)
+        for stage in needed(child):
+            after = frozenset(stage_folder(child, s).path.resolve() for s in prerequisites(child, stage))
+            folder = stage_folder(child, stage).path.resolve()
+            jobs.setdefault(folder, Job(child, stage, folder, after))
+    return list(jobs.values())
+
+
+def execute(config: Config, session: Session) -> None:
+    """Build the shards and stores, then run the plan. Raises the first UserError or Stopped of any stage."""
+    jobs = plan(config)
+    RunFolder(Path(config.out) / config.name).describe(config)
+    if all(stage_folder(job.config, job.stage).complete for job in jobs):
+        session.reporter.say(f"{Path(config.out) / config.name}: all stages are complete")
+        return
+    _prepare_data(config, session)
+    if config.jobs == 1:
+        for job in jobs:
+            run_stage(job.config, job.stage, session)
+    else:
+        _execute_in_processes(jobs, config.jobs, session)
+
+
+def _prepare_data(config: Config, session: Session) -> None:
+    """Build what all stages read before any of them starts, so that no two build it at once."""
+    from fedscale.data.build import ensure_shards
+    from fedscale.data.store import open_store
+
+    manifest = ensure_shards(config.data, session.reporter)
+    for split in ("train", config.eval.split):
+        open_store(manifest, split, config.data.image_size, session.reporter, config.data.max_corrupt)
+
+
+_worker_session: Session  # set once in each worker process by `_start_worker`
+
+
+def _start_worker(events: Any, stop: Flag) -> None:
+    import signal
+
+    # The parent alone listens to signals, and passes them on through `stop`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    global _worker_session
+    _worker_session = Session(QueueReporter(events), stop)
+
+
+def _work(job: Job) -> None:
+    run_stage(job.config, job.stage, _worker_session)
+
+
+def _execute_in_processes(jobs: list[Job], workers: int, session: Session) -> None:
+    context = multiprocessing.get_context("spawn")
+    events, stop = context.Queue(), context.Event()
+    listener = threading.Thread(target=forward, args=(events, session.reporter))
+    listener.start()
+    waiting, finished = list(jobs), set[Path]()
+    running: dict[Future[None], Job] = {}
+    try:
+        with ProcessPoolExecutor(workers, context, _start_worker, (events, stop)) as pool:
+            while waiting or running:
+                if session.stop_requested:
+                    stop.set()
+                ready = [job for job in waiting if job.after <= finished] if not stop.is_set() else []
+                for job in ready[: workers - len(running)]:
+                    running[pool.submit(_work, job)] = job
+                    waiting.remove(job)
+                if not running:
+                    raise Stopped("stopped between two stages")
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job = running.pop(future)
+                    stop_others = future.exception() is not None
+                    if stop_others:
+                        stop.set()  # the other stages save their state and end too
+                    future.result()
+                    finished.add(job.folder)
+    except BrokenProcessPool:
+        raise RuntimeError("a worker process died (out of memory, or killed); the same command resumes") from None
+    finally:
+        events.put(None)
+        listener.join()

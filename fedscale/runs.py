@@ -1,0 +1,145 @@
+"""Run folders and stage folders: where results lie, what they were made from, and whether they are complete.
+
+A stage folder starts with `inputs.json` (everything that determines its result), and ends with `done.json`, written
+last. A second run with the same inputs resumes or finds it complete; other inputs are refused by naming the keys.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedscale import files
+from fedscale.config import Config, to_dict, to_yaml
+from fedscale.errors import UserError
+
+STAGES = ("caption", "pretrain", "federate", "align", "report")
+RECORDED = ("torch", "torchvision", "accelerate", "transformers", "open_clip_torch", "webdataset", "deepspeed", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<name>/` of one run, with a folder for each stage."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> RunFolder:
+        child = f"{config.variant}-s{config.seed}" if config.variant else ""
+        return cls(Path(config.out) / config.name / child)
+
+    def stage(self, name: str) -> Path:
+        return self.path / name
+
+    def describe(self, config: Config) -> None:
+        """Save the resolved config and the environment. Raises UserError where the folder cannot be written."""
+        files.write_text(self.path / "config.yaml", to_yaml(config))
+        files.write_json(self.path / "environment.json", environment(config))
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions, seed, devices and command; no environment variables, so that no secret is ever saved."""
+    versions = {}
+    for name in ("mllm-fedscale", *RECORDED):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": config.threads,
+        "device": config.device,
+        "seed": config.seed,
+        "versions": versions,
+    }
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's folder: its inputs first, its marker last."""
+
+    path: Path
+    inputs: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        marker = self.path / "done.json"
+        return marker.exists() and files.read_json(marker).get("fingerprint") == files.fingerprint(self.inputs)
+
+    def open(self) -> None:
+        """Write `inputs.json`, or check the one that is there. Raises UserError naming the keys that differ."""
+        path = self.path / "inputs.json"
+        if path.exists():
+            differing = _differences(files.read_json(path), _jsonable(self.inputs))
+            if differing:
+                raise UserError(
+                    f"{self.path}: holds a result of another config ({'; '.join(differing[:3])}); "
+                    "choose another name= or out=, or delete the folder"
+                )
+            return
+        files.write_json(path, self.inputs)
+
+    def close(self, **summary: Any) -> None:
+        """Publish the marker `done.json`, with the stage's own summary (seconds, counts) in it."""
+        files.write_json(self.path / "done.json", {"fingerprint": files.fingerprint(self.inputs), **summary})
+
+    def summary(self) -> dict[str, Any]:
+        """What `close` recorded. Raises UserError when the stage is not complete."""
+        if not (self.path / "done.json").exists():
+            raise UserError(f"{self.path}: not complete; run `fedscale {self.path.name}` with the same config first")
+        return files.read_json(self.path / "done.json")
+
+
+def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
+    """Everything that determines a stage's result, and nothing else: runs with equal inputs may share the folder."""
+    whole = to_dict(config)
+    data = {k: v for k, v in whole["data"].items() if k not in ("recipe", "dir", "partition")}
+    if stage == "caption":
+        caption = {k: v for k, v in whole["caption"].items() if k not in ("dir", "batch_size")}
+        return {"data": data, "caption": caption, "mllm": whole["teachers"]["mllm"], "offline": whole["teachers"]["offline"]}
+    common = {"seed": config.seed, "data": data, "model": whole["model"]}
+    if stage == "pretrain":
+        return {
+            **common,
+            "caption": stage_inputs(config, "caption"),
+            "pretrain": {k: v for k, v in whole["pretrain"].items() if k not in ("enabled", "save_every")},
+            "clip": whole["teachers"]["clip"],
+        }
+    if stage == "federate":
+        federate = {k: v for k, v in whole["federate"].items() if k != "checkpoint_every"}
+        initial = stage_inputs(config, "pretrain") if config.pretrain.enabled else None
+        evaluation = {k: v for k, v in whole["eval"].items() if k != "batch_size"}
+        partition = whole["data"]["partition"]
+        return {**common, "partition": partition, "federate": federate, "eval": evaluation, "pretrain": initial}
+    if stage == "align":
+        return {
+            "federate": stage_inputs(config, "federate"),
+            "align": {k: v for k, v in whole["align"].items() if k != "enabled"},
+            "caption": stage_inputs(config, "caption"),
+            "teachers": whole["teachers"],
+        }
+    raise ValueError(f"no such stage: {stage}")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    return [_jsonable(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if old == new else [f"{path} was {old}, is {new}"]

@@ -1,0 +1,53 @@
+"""What every stage is given beside its config: where to report to, and whether it was asked to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event
+from types import FrameType
+from typing import Protocol
+
+from fedscale.progress import Reporter, SilentReporter
+
+
+class Flag(Protocol):
+    """A `threading.Event`, or a `multiprocessing.Event` shared with worker processes."""
+
+    def set(self) -> None: ...
+    def is_set(self) -> bool: ...
+
+
+@dataclass
+class Session:
+    """One process's session. A stage looks at `stop_requested` after each step, saves its state and raises Stopped."""
+
+    reporter: Reporter = field(default_factory=SilentReporter)
+    stop: Flag = field(default_factory=Event)
+
+    @property
+    def stop_requested(self) -> bool:
+        return self.stop.is_set()
+
+    @contextmanager
+    def stopping_on(self, *signals: signal.Signals) -> Iterator[None]:
+        """Within the block the first of the signals asks for a stop; the next one acts as it would have without us."""
+        previous = {number: signal.getsignal(number) for number in signals}
+
+        def restore() -> None:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self.stop.set()
+            self.reporter.say(f"{signal.Signals(number).name}: stopping at the next step; once more stops at once")
+            restore()
+
+        for number in signals:
+            signal.signal(number, on_signal)
+        try:
+            yield
+        finally:
+            restore()

@@ -1,0 +1,105 @@
+"""The stages of a run: which it needs, what each depends on, and how one is carried out exactly once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fedscale import files
+from fedscale.config import Config, overlaid
+from fedscale.runs import RunFolder, StageFolder, stage_inputs
+from fedscale.session import Session
+
+MODULES = {
+    "caption": "fedscale.server.caption",
+    "pretrain": "fedscale.server.pretrain",
+    "federate": "fedscale.federated.rounds",
+    "align": "fedscale.server.align",
+}
+WITH_TEACHERS = ("caption", "pretrain", "align")
+
+Runner = Callable[[Config, RunFolder, Session], dict[str, Any]]
+
+
+def children(config: Config) -> list[Config]:
+    """The runs that a config stands for: every variant with every seed, or the config itself."""
+    if not config.variants and not config.seeds:
+        return [config]
+    variants = config.variants or {config.federate.method: {}}
+    runs = []
+    for name, overlay in variants.items():
+        variant = overlaid(config, overlay or {}, f"variants.{name}")
+        for seed in config.seeds or (config.seed,):
+            runs.append(dataclasses.replace(variant, variant=name, seed=seed, variants={}, seeds=()))
+    return runs
+
+
+def needed(config: Config) -> list[str]:
+    """The stages of one run, in order (the report, which belongs to the whole experiment, aside)."""
+    stages = ["caption"] if config.pretrain.enabled or config.align.enabled else []
+    stages += ["pretrain"] if config.pretrain.enabled else []
+    stages.append("federate")
+    return stages + (["align"] if config.align.enabled else [])
+
+
+def prerequisites(config: Config, stage: str) -> list[str]:
+    """The stages whose results `stage` reads."""
+    wanted = {"caption": [], "pretrain": ["caption"], "federate": ["pretrain"], "align": ["caption", "federate"]}[stage]
+    return [name for name in wanted if name in needed(config)]
+
+
+def stage_folder(config: Config, stage: str) -> StageFolder:
+    """The stage's folder. In a child run it is a link into `shared/`, so that equal inputs are worked on once."""
+    run = RunFolder.of(config)
+    folder = StageFolder(run.stage(stage), stage_inputs(config, stage))
+    if config.variant and stage != "align":
+        _link(folder.path, run.path.parent / "shared" / f"{stage}-{files.fingerprint(folder.inputs)}")
+    return folder
+
+
+def run_stage(config: Config, stage: str, session: Session) -> None:
+    """Carry out one stage, or say that it is complete. Raises UserError and Stopped like the stage itself."""
+    folder = stage_folder(config, stage)
+    name = f"{stage} ({config.variant}, seed {config.seed})" if config.variant else stage
+    if folder.complete:
+        session.reporter.say(f"{name}: complete, nothing to do")
+        return
+    from fedscale.device import use_threads  # torch, only once there is work to do
+
+    folder.open()
+    use_threads(config)
+    began = time.perf_counter()
+    runner: Runner = import_module(MODULES[stage]).run
+    summary = runner(_with_teachers(config, stage, session), RunFolder.of(config), session)
+    seconds = time.perf_counter() - began
+    folder.close(**{**summary, "seconds": round(seconds, 3)})
+    session.reporter.say(f"{name}: done in {seconds:.1f} s")
+
+
+def _with_teachers(config: Config, stage: str, session: Session) -> Config:
+    """The config with its teachers replaced by those trained offline, where it asks for that."""
+    if stage not in WITH_TEACHERS or not config.teachers.offline.enabled:
+        return config
+    from fedscale.teachers.offline import ensure_offline_teachers
+
+    return ensure_offline_teachers(config, Path(config.out) / config.name, session.reporter)
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        relative = os.path.relpath(target, path.parent)
+        if path.is_symlink() and os.readlink(path) == relative:
+            return
+        temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(relative)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
