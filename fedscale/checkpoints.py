@@ -26,8 +26,7 @@ def checkpoint(folder: Path, prefix: str, number: int) -> Iterator[Path]:
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
+                files.settle(path)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         files.write_text(final / MARKER, "")

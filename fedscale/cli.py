@@ -209,6 +209,16 @@ def shards_status(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_jso
     _show_status(folder, as_json)
 
 
+@shards_app.command("verify")
+@_exits
+def shards_verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
+    """Read every shard from end to end and hold it against the manifest: bytes, counts, labels, keys."""
+    from fedscale.data.verify import verify_shards
+
+    verify_shards(folder, TerminalReporter())
+    _show_status(folder, as_json)
+
+
 def _show_status(folder: Path, as_json: bool) -> None:
     from fedscale.data.build import status
 

@@ -20,9 +20,14 @@ GROUPS = ("many", "medium", "few")
 class LabelledImages(Protocol):
     """What is evaluated on: uint8 images [N, H, W, 3] and labels [N]."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    split: str
+    @property
+    def images(self) -> np.ndarray: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def split(self) -> str: ...
 
 
 @dataclass(frozen=True)

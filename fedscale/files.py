@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,22 @@ def published(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        settle(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # never in the way of the error that is already under way
+            temporary.unlink()
+
+
+def settle(path: Path) -> None:
+    """Bring a written file to the disk, readable for whom the user's umask says (safetensors writes 0600)."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def unwritable(path: Path, error: OSError) -> Exception:

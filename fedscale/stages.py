@@ -12,6 +12,7 @@ from typing import Any
 
 from fedscale import files
 from fedscale.config import Config, overlaid
+from fedscale.errors import UserError
 from fedscale.runs import RunFolder, StageFolder, stage_inputs
 from fedscale.session import Session
 
@@ -27,10 +28,17 @@ Runner = Callable[[Config, RunFolder, Session], dict[str, Any]]
 
 
 def children(config: Config) -> list[Config]:
-    """The runs that a config stands for: every variant with every seed, or the config itself."""
+    """The runs that a config stands for: every variant (or the one that `variant=` names) with every seed.
+
+    Raises UserError for a `variant` that the config does not have.
+    """
     if not config.variants and not config.seeds:
         return [config]
-    variants = config.variants or {config.federate.method: {}}
+    variants = config.variants or {config.variant or config.federate.method: {}}
+    if config.variant:
+        if config.variant not in variants:
+            raise UserError(f"variant={config.variant}: expected one of {', '.join(variants)}")
+        variants = {config.variant: variants[config.variant]}
     runs = []
     for name, overlay in variants.items():
         variant = overlaid(config, overlay or {}, f"variants.{name}")

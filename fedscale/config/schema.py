@@ -354,7 +354,7 @@ class Config:
     seed: int = 7
     seeds: tuple[int, ...] = ()
     variants: dict[str, Any] = field(default_factory=dict)
-    variant: str = ""  # the variant that this (child) run is
+    variant: str = ""  # only this variant; in a child run's saved config, the one that it is
     jobs: int = 1  # child stages at once, a process each
     threads: int = 0  # CPU threads a process; 0 = cores / jobs
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -132,10 +132,10 @@ def _one_round(
 
 def _partition(config: Config, train: ClientStore, folder: Path, session: Session) -> Partition:
     classes = len(train.class_names)
-    partition = make_partition(train.labels, classes, config.data.partition, config.seed)
+    partition = make_partition(train.labels, classes, config.data.partition, config.seed, keys=train.keys)
     if partition.note:
         session.reporter.say(f"partition: {partition.note}")
-    partition.save(folder / "partition.json")
+    partition.save(folder / "partition.json", keys=train.keys)
     return partition
 
 

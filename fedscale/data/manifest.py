@@ -1,0 +1,101 @@
+"""The manifest of a shard folder: which shards there are, what each holds, and which recipe they were made by."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedscale import files
+from fedscale.errors import UserError
+
+FILE = "manifest.json"
+SPLITS = ("train", "pool", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar: its path below the manifest's folder, images, bytes, SHA-256, and images by class name.
+
+    A shard of the pool has no labels; there the histogram counts the crawl's keywords.
+    """
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+    histogram: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All shards of a data set. `class_names` are in label order, the head of the long tail first."""
+
+    root: Path
+    name: str
+    class_names: tuple[str, ...]
+    fingerprint: str
+    splits: dict[str, tuple[ShardInfo, ...]]
+    recipe: dict[str, Any]
+    excluded: list[dict[str, str]] = field(default_factory=list)  # corrupt originals: name, reason
+
+    @classmethod
+    def load(cls, root: Path | str) -> Manifest:
+        """Read `root/manifest.json`. Raises UserError where it is missing or malformed."""
+        root = Path(root)
+        path = root / FILE
+        if not path.exists():
+            raise UserError(f"{root}: no shards ({FILE} is missing); run `fedscale shards build RECIPE --out {root}`")
+        tree = files.read_json(path)
+        try:
+            held = {split: tree["splits"][split] for split in SPLITS if split in tree["splits"]}
+            splits = {split: tuple(ShardInfo(**shard) for shard in shards) for split, shards in held.items()}
+            manifest = cls(
+                root=root,
+                name=tree["name"],
+                class_names=tuple(tree["class_names"]),
+                fingerprint=tree["fingerprint"],
+                splits=splits,
+                recipe=tree["recipe"],
+                excluded=tree["excluded"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a manifest ({error}); delete {root} and build the shards again") from None
+        for shards in splits.values():
+            for shard in shards:
+                if not manifest.path(shard).resolve().is_relative_to(root.resolve()):
+                    raise UserError(f"{path}: {shard.file} lies outside the folder; expected shards below {root}")
+        return manifest
+
+    def save(self) -> None:
+        """Write `root/manifest.json` atomically."""
+        tree = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != "root"}
+        tree["splits"] = {split: [dataclasses.asdict(shard) for shard in held] for split, held in self.splits.items()}
+        files.write_json(self.root / FILE, tree)
+
+    def shards(self, split: str) -> list[ShardInfo]:
+        """The split's shards in order. Raises UserError where the data set has no such split."""
+        if not self.splits.get(split):
+            held = ", ".join(name for name in self.splits if self.splits[name])
+            raise UserError(f"{self.root}: has no {split} images, only {held}; {_remedy(split)}")
+        return list(self.splits[split])
+
+    def path(self, shard: ShardInfo) -> Path:
+        """Where a shard lies."""
+        return self.root / shard.file
+
+    def num_samples(self, split: str) -> int:
+        """Images of a split; 0 for one that is absent."""
+        return sum(shard.samples for shard in self.splits.get(split, ()))
+
+    def class_counts(self, split: str) -> list[int]:
+        """Images a class in class order (pool: by keyword)."""
+        shards = self.splits.get(split, ())
+        return [sum(shard.histogram.get(name, 0) for shard in shards) for name in self.class_names]
+
+
+def _remedy(split: str) -> str:
+    if split in ("pool", "validation"):
+        return "build shards with open_pool.enabled=true and open_pool.reserve, open_pool.validation above 0"
+    return f"build shards from a source with {split} images"

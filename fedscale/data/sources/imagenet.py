@@ -1,0 +1,62 @@
+"""ImageNet (`train/WNID/*.JPEG`, `val/WNID/*.JPEG`), whole or cut by ImageNet-LT's list files.
+
+Source of the lists: Liu et al., CVPR 2019 (OLTR), ImageNet_LT_train.txt and ImageNet_LT_test.txt.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from fedscale.config import RecipeConfig
+from fedscale.data.sources.folder import (
+    FilesSource,
+    class_folders,
+    nothing,
+    positions_of,
+    read_list,
+    scan,
+    split_folders,
+)
+from fedscale.errors import UserError
+
+
+def open_imagenet(root: Path, recipe: RecipeConfig) -> FilesSource:
+    """Labels are the list's, or the order of the sorted WordNet ids; `recipe.class_names` are the words for them.
+
+    With a list, the unlisted training images of the listed folders are what the open pool is made of.
+    """
+    train, test = split_folders(root)
+    if not train:
+        raise UserError(f"{root}: no train folder; expected ImageNet's train/WNID/*.JPEG and val/WNID/*.JPEG")
+    listed = None
+    if recipe.train_list is None:
+        labels = {name: label for label, name in enumerate(class_folders(root, train))}
+        held = scan(root, train, labels)
+    else:
+        paths, path_labels = read_list(root, recipe.train_list, "train_list")
+        labels = _folder_labels(paths, path_labels, recipe.train_list)
+        # Scanning 1,281,167 files takes a while on a network disk, and only the pool needs the unlisted ones.
+        held = scan(root, train, labels) if recipe.open_pool.enabled else (paths, path_labels)
+        listed = positions_of(paths, path_labels, held, recipe.train_list)
+    if recipe.test_list is not None:
+        tested = read_list(root, recipe.test_list, "test_list")
+    else:
+        tested = scan(root, test, labels) if test else nothing()
+    names = recipe.class_names or tuple(sorted(labels, key=lambda name: labels[name]))
+    return FilesSource(root, names, {"train": held, "test": tested}, listed)
+
+
+def _folder_labels(paths: list[str], labels: np.ndarray, file: str) -> dict[str, int]:
+    """Label of each folder that a list speaks of. Raises UserError where the two are not one to one."""
+    found: dict[str, int] = {}
+    for path, label in zip(paths, labels.tolist(), strict=True):
+        folder = PurePosixPath(path).parent.name
+        if found.setdefault(folder, label) != label:
+            raise UserError(
+                f"{file}: folder {folder} has labels {found[folder]} and {label}; expected one label a folder"
+            )
+    if len(set(found.values())) != len(found):
+        raise UserError(f"{file}: two folders share a label; expected one folder a label")
+    return dict(sorted(found.items(), key=lambda item: item[1]))

@@ -1,0 +1,72 @@
+"""The command line: exit codes, one-line errors, and nothing heavy imported before it is needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+def fedscale(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fedscale", *words], capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(chr(10).join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_help_names_every_command_and_imports_no_torch() -> None:
+    shown = fedscale("--help")
+    assert shown.returncode == 0
+    for command in ("run", "caption", "pretrain", "federate", "align", "report", "fetch", "methods", "shards"):
+        assert f"│ {command} " in shown.stdout
+    assert "torch" not in modules_after("import fedscale.cli")
+
+
+def test_federate_needs_neither_open_clip_nor_transformers_nor_deepspeed_nor_accelerate() -> None:
+    loaded = modules_after("import fedscale.federated.rounds")
+    assert "torch" in loaded
+    assert not loaded & {"open_clip", "transformers", "deepspeed", "accelerate", "matplotlib", "webdataset"}
+
+
+def test_dry_run_prints_a_config_that_reads_back(tmp_path: Path) -> None:
+    shown = fedscale("run", "configs/demo.yaml", "--dry-run", "federate.rounds=3", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    resolved = yaml.safe_load(shown.stdout)
+    assert (resolved["federate"]["rounds"], resolved["data"]["name"]) == (3, "shapes")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "configs/demo.yaml", "federate.roundz=3"], "did you mean federate.rounds?"),
+        (["run", "configs/gone.yaml"], "configs/gone.yaml: no such config file"),
+        (["run", "configs/cifar10_lt.yaml", "variant=fedavg", "data.source=nowhere"], "data.source"),
+        (["federate", "configs/demo.yaml", "data.imbalance_factor=0.1"], "imbalance_factor=0.1: expected 1 (balanced) or more"),
+        (["federate", "configs/demo.yaml", "out=/dev/null", "variant=fedavg"], "cannot be written"),
+        (["shards", "build", "shards/cifar10_lt.yaml", "--out", "built", "source=nowhere"], "nowhere"),
+        (["shards", "build", "shards/shapes.yaml", "--out", "built", "classes=11"], "11"),
+        (["shards", "status", "."], "manifest"),
+    ],
+)
+def test_the_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, words: list[str], line: str) -> None:
+    result = fedscale(*words, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    (error,) = result.stderr.strip().splitlines()
+    assert error.startswith("error: ") and line in error
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.parent.name not in ("fedavg-s1",)] == []
+
+
+def test_methods_are_listed_for_people_and_for_programs() -> None:
+    assert "McMahan" in fedscale("methods").stdout
+    assert [m["method"] for m in json.loads(fedscale("methods", "--json").stdout)] == ["fedavg"]
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    from importlib.metadata import version
+
+    assert fedscale("--version").stdout.strip() == f"fedscale {version('mllm-fedscale')}"

@@ -1,0 +1,49 @@
+"""Files are whole or absent."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from fedscale import files
+from fedscale.errors import UserError
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), files.published(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert files.read_json(path) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.bin: cannot be written \(the disk is full"):
+        with files.published(tmp_path / "a.bin") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        files.write_text(tmp_path / "runs" / "demo" / "config.yaml", "x")
+
+
+def test_a_torn_last_line_is_dropped_and_a_torn_middle_line_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    files.append_jsonl(path, {"round": 1})
+    with open(path, "a") as file:
+        file.write('{"round": 2, "al')
+    assert files.read_jsonl(path) == [{"round": 1}]
+    path.write_text('{"round"\n{"round": 2}\n')
+    with pytest.raises(UserError, match="line 1 is not valid JSON"):
+        files.read_jsonl(path)
+
+
+def test_the_fingerprint_ignores_the_order_of_keys_and_sees_values() -> None:
+    assert files.fingerprint({"a": 1, "b": [2]}) == files.fingerprint({"b": [2], "a": 1})
+    assert files.fingerprint({"a": 1}) != files.fingerprint({"a": 2})

@@ -1,0 +1,129 @@
+"""What a run consists of, what is shared, and what is refused."""
+
+import dataclasses
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale import files, pipeline, stages
+from fedscale.config import Config, overlaid
+from fedscale.errors import Stopped, UserError
+from fedscale.progress import SilentReporter
+from fedscale.runs import RunFolder
+from fedscale.session import Session
+
+VARIANTS = {
+    "fedavg": {"pretrain": {"enabled": False}, "align": {"enabled": False}},
+    "pretrain": {"align": {"enabled": False}},
+    "align": {"pretrain": {"enabled": False}},
+    "full": {},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return overlaid(Config(), {"name": "exp", "out": str(tmp_path), "variants": VARIANTS, "seeds": [1, 2], "threads": 1})
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+    """Stages replaced by ones that only note that they ran."""
+    ran: list[tuple[str, str, int]] = []
+
+    def recorder(stage: str) -> Callable[..., dict[str, Any]]:
+        def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
+            if session.stop_requested:
+                raise Stopped(stage)
+            for name in stages.prerequisites(config, stage):
+                assert (run.stage(name) / "done.json").exists()
+            ran.append((stage, config.variant, config.seed))
+            return {"answer": 42}
+
+        return run
+
+    for stage in stages.MODULES:
+        module = types.ModuleType(f"recorded_{stage}")
+        module.run = recorder(stage)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(stages.MODULES, stage, module.__name__)
+    monkeypatch.setattr(pipeline, "_prepare_data", lambda config, session: None)
+    return ran
+
+
+def test_every_shared_stage_is_carried_out_once(config: Config, done: list[tuple[str, str, int]]) -> None:
+    pipeline.execute(config, Session())
+    counts = {stage: sum(1 for s, _, _ in done if s == stage) for stage in stages.MODULES}
+    # One pool is captioned once; each seed pretrains once, federates from scratch and from the pretrained weights,
+    # and aligns both.
+    assert counts == {"caption": 1, "pretrain": 2, "federate": 4, "align": 4}
+    root = Path(config.out) / "exp"
+    assert os.path.samefile(root / "full-s1" / "federate", root / "pretrain-s1" / "federate")
+    assert not os.path.samefile(root / "full-s1" / "federate", root / "full-s2" / "federate")
+    assert not (root / "fedavg-s1" / "pretrain").exists()
+    assert files.read_json(root / "full-s2" / "align" / "done.json")["answer"] == 42
+
+
+def test_a_second_run_finds_everything_complete(config: Config, done: list[tuple[str, str, int]]) -> None:
+    pipeline.execute(config, Session())
+    done.clear()
+    reporter = SilentReporter()
+    pipeline.execute(config, Session(reporter))
+    assert done == []
+    assert reporter.lines[-1].endswith("all stages are complete")
+
+
+def test_a_new_seed_works_on_what_is_missing_alone(config: Config, done: list[tuple[str, str, int]]) -> None:
+    pipeline.execute(config, Session())
+    done.clear()
+    pipeline.execute(dataclasses.replace(config, seeds=(1, 2, 3)), Session())
+    assert {seed for _, _, seed in done} == {3}
+    assert "caption" not in {stage for stage, _, _ in done}
+
+
+def test_one_variant_can_be_chosen_by_name(config: Config) -> None:
+    chosen = stages.children(dataclasses.replace(config, variant="align"))
+    assert [(c.variant, c.seed, c.pretrain.enabled) for c in chosen] == [("align", 1, False), ("align", 2, False)]
+    with pytest.raises(UserError, match="variant=alig: expected one of fedavg, pretrain, align, full"):
+        stages.children(dataclasses.replace(config, variant="alig"))
+
+
+def test_a_config_without_variants_is_one_run_in_its_own_folder(tmp_path: Path) -> None:
+    config = overlaid(Config(), {"name": "single", "out": str(tmp_path)})
+    assert stages.children(config) == [config]
+    assert stages.stage_folder(config, "federate").path == tmp_path / "single" / "federate"
+
+
+def test_a_single_run_with_another_config_is_refused_by_the_differing_keys(
+    tmp_path: Path, done: list[tuple[str, str, int]]
+) -> None:
+    config = overlaid(Config(), {"name": "single", "out": str(tmp_path), "threads": 1, "pretrain": {"enabled": False}})
+    stages.run_stage(config, "federate", Session())
+    other = overlaid(config, {"federate": {"lr": 0.5}})
+    with pytest.raises(UserError, match=r"another config \(federate.lr was 0.1, is 0.5\)"):
+        stages.run_stage(other, "federate", Session())
+    # What does not change the result may change.
+    stages.run_stage(overlaid(config, {"federate": {"checkpoint_every": 7}, "jobs": 2}), "federate", Session())
+    assert len(done) == 1
+
+
+def test_a_stopped_stage_is_not_marked_complete(config: Config, done: list[tuple[str, str, int]]) -> None:
+    session = Session()
+    session.stop.set()
+    with pytest.raises(Stopped):
+        pipeline.execute(config, session)
+    assert not list(Path(config.out).rglob("done.json"))
+
+
+def test_a_saved_child_config_is_that_child(config: Config, done: list[tuple[str, str, int]]) -> None:
+    from fedscale.config import load_config
+
+    pipeline.execute(config, Session())
+    saved = load_config([str(Path(config.out) / "exp" / "full-s2" / "config.yaml")])
+    (child,) = stages.children(saved)
+    assert RunFolder.of(child).path == Path(config.out) / "exp" / "full-s2"
+    assert stages.stage_folder(child, "align").complete
