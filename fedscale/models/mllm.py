@@ -1,0 +1,168 @@
+"""The multimodal LLM, through transformers: any AutoModelForImageTextToText with its processor and chat template."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedscale.config.schema import MllmConfig
+from fedscale.errors import UserError
+from fedscale.models.hub import explained, local_folder
+
+KEY = "teachers.mllm.model"
+MARKER = "config.json"
+MAX_ROWS = 512  # (image, class) pairs scored at once
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer: its text, whether it came to its end, and its tokens (the end token counted)."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    tokens: int
+
+
+class Mllm:
+    """A multimodal LLM for inference."""
+
+    def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.processor = processor
+        self.device = device
+        self.tokenizer = processor.tokenizer
+        self.tokenizer.padding_side = "left"  # generation continues at the right end
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    def prompt_text(self, question: str, with_image: bool = True) -> str:
+        """The question in the model's chat form, up to where its answer begins (LLaVA-1.5: `USER: … ASSISTANT:`)."""
+        content = [{"type": "image"}] if with_image else []
+        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        return self.processor.apply_chat_template([message], add_generation_prompt=True)
+
+    @torch.inference_mode()
+    def generate(
+        self, images: Tensor, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[Generated]:
+        """Answer `prompts[i]` about image i, uint8 [B, H, W, 3]; greedy at temperature 0, else sampled from `seed`."""
+        inputs = self._inputs(images, prompts)
+        settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
+        if temperature > 0:
+            settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # generate draws from the global generator
+            torch.manual_seed(seed)
+            out = self.model.generate(**inputs, **settings, pad_token_id=self.tokenizer.pad_token_id)
+        return self._finished(out[:, inputs["input_ids"].shape[1] :].tolist())
+
+    @torch.inference_mode()
+    def class_log_likelihoods(
+        self, images: Tensor, question: str, class_names: Sequence[str], answer: str = "{a} {name}."
+    ) -> Tensor:
+        """log p(answer naming the class | image, question), summed over its tokens and the end token: float32 [B, C].
+
+        Each image is encoded once, and its keys and values are shared by all classes. `answer` may hold `{a}`, the
+        article that fits the name [D].
+        """
+        inputs = self._inputs(images, [question] * len(images))
+        if not bool(inputs["attention_mask"].all()):
+            raise AssertionError("equal images and one question make prompts of one length")
+        prompt = self.model(**inputs, use_cache=True)
+        first = prompt.logits[:, -1].float().log_softmax(-1)
+        answers = [self._answer_ids(question, _fill(answer, name)) for name in class_names]
+        step = max(1, MAX_ROWS // len(images))
+        parts = [
+            self._continuations(prompt.past_key_values, first, answers[start : start + step])
+            for start in range(0, len(answers), step)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def language_model(self) -> tuple[Any, Any]:
+        """The language model alone with its head (it takes `inputs_embeds`, gives `.logits`), and its tokenizer.
+
+        It shares its weights with `model`: train it, or put adapters into it, only where the MLLM is not used again.
+        """
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            language = AutoModelForCausalLM.from_config(self.model.config.get_text_config())
+        setattr(language, language.base_model_prefix, self.model.get_decoder())
+        language.lm_head = self.model.lm_head
+        left = [name for name, p in language.named_parameters() if p.is_meta]
+        if left:
+            raise UserError(f"{KEY}: the language model of {type(self.model).__name__} cannot be taken out ({left[0]})")
+        return language.eval(), self.tokenizer
+
+    def _inputs(self, images: Tensor, questions: Sequence[str]) -> Any:
+        texts = [self.prompt_text(question) for question in questions]
+        pixels = list(images.permute(0, 3, 1, 2))
+        inputs = self.processor(images=pixels, text=texts, padding=True, return_tensors="pt")
+        return inputs.to(self.device, dtype=self.model.dtype)  # only floats change their dtype
+
+    def _finished(self, rows: list[list[int]]) -> list[Generated]:
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        results = []
+        for row in rows:
+            end = next((i for i, token in enumerate(row) if token in ends), None)
+            kept = row if end is None else row[:end]
+            text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+            results.append(Generated(text, "length" if end is None else "stop", len(kept) + (end is not None)))
+        return results
+
+    def _answer_ids(self, question: str, text: str) -> list[int]:
+        """The ids that the answer adds to the prompt, and the end token: tokenised together, as in training."""
+        prompt = self.prompt_text(question)
+        before, whole = self.tokenizer(prompt)["input_ids"], self.tokenizer(f"{prompt} {text}")["input_ids"]
+        return [*whole[len(before) :], self.tokenizer.eos_token_id]
+
+    def _continuations(self, cache: Any, first: Tensor, answers: list[list[int]]) -> Tensor:
+        """Log-likelihoods [B, len(answers)] of the answers behind the prompt whose keys and values are in `cache`."""
+        batch, count, longest = len(first), len(answers), max(map(len, answers))
+        ids = torch.full((count, longest), self.tokenizer.pad_token_id, device=self.device)
+        counted = torch.zeros((count, longest), dtype=torch.bool, device=self.device)
+        for row, answer in enumerate(answers):
+            ids[row, : len(answer)] = torch.tensor(answer, device=self.device)
+            counted[row, : len(answer)] = True
+        cache = copy.deepcopy(cache)
+        cache.batch_repeat_interleave(count)
+        logits = self.model(input_ids=ids.repeat(batch, 1), past_key_values=cache, use_cache=True).logits
+        later = logits.float().log_softmax(-1).view(batch, count, longest, -1)
+        predicted = torch.cat([first[:, None, None].expand(-1, count, 1, -1), later[:, :, :-1]], dim=2)
+        chosen = predicted.gather(-1, ids.expand(batch, -1, -1)[..., None])[..., 0]
+        return (chosen * counted).sum(-1)
+
+
+def load_mllm(config: MllmConfig, device: torch.device | str = "cpu") -> Mllm:
+    """The MLLM of the config; `dtype: auto` is the checkpoint's own, but float32 on a CPU.
+
+    Raises UserError, with the remedies, when its weights can be had nowhere.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging as transformers_logging
+
+    device = torch.device(device)
+    folder = local_folder(config.model, MARKER, KEY)
+    source = str(folder) if folder else config.model
+    dtype = "float32" if config.dtype == "auto" and device.type == "cpu" else config.dtype
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with explained(KEY, config.model):
+            processor = AutoProcessor.from_pretrained(source, revision=config.revision)
+            model = AutoModelForImageTextToText.from_pretrained(source, revision=config.revision, dtype=dtype)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    return Mllm(model, processor, device)
+
+
+def _fill(answer: str, name: str) -> str:
+    name = name.replace("_", " ")
+    return answer.replace("{a}", "an" if name[:1].lower() in "aeiou" else "a").replace("{name}", name)

@@ -1,0 +1,114 @@
+"""Dynamic Weighted Distillation: f beside the frozen CLIP, in front of a language model (METHOD.md, stage 1.2).
+
+One module holds everything that is trained, so that one `prepare` covers it (PITFALLS D 32, 48). The CLIP teacher is
+not in it: its features come in as an input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedscale.config.schema import PretrainConfig
+from fedscale.models import Classifier
+from fedscale.models.projector import Projector
+from fedscale.server.pretrain_text import IGNORED, Tokens
+
+MAX_LOGIT_SCALE = math.log(100)  # of the contrastive loss, as CLIP's
+
+
+class Distillation(nn.Module):
+    """f, the projectors P_f and P_g, the language model, and the contrastive head where it has a weight.
+
+    `language_model` takes `inputs_embeds` and `attention_mask` and gives `.logits`; `teacher_dim` is the width of
+    CLIP's embeddings, of images and of texts.
+    """
+
+    def __init__(self, student: Classifier, language_model: Any, teacher_dim: int, config: PretrainConfig) -> None:
+        super().__init__()
+        self.student = student
+        # The classifier has no part in this stage and leaves it as it was initialised.
+        self.student.classifier.requires_grad_(False)
+        self.language_model = _adapted(language_model, config)
+        self.embed = self.language_model.get_input_embeddings()
+        width = self.embed.weight.shape[1]
+        self.student_projector = Projector(student.feature_dim, config.visual_tokens, width)
+        self.teacher_projector = Projector(teacher_dim, config.visual_tokens, width)
+        if config.contrastive_weight > 0:
+            self.text_projection = nn.Linear(student.feature_dim, teacher_dim)
+            self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # [1]: FSDP2 refuses 0-D parameters
+        self._config = config
+
+    def train(self, mode: bool = True) -> Distillation:
+        """As usual, but a frozen language model stays in evaluation mode."""
+        super().train(mode)
+        if self._config.language_model == "frozen":
+            self.language_model.eval()
+        return self
+
+    def forward(
+        self,
+        images: Tensor,
+        teacher_features: Tensor,
+        tokens: Tokens,
+        alpha: float,
+        description_features: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of a batch, each a scalar: `lm`, `feature`, perhaps `contrastive`, and their weighted sum `loss`.
+
+        `images` [B, 3, H, W] for f; `teacher_features` [B, E] of CLIP's image tower, `description_features` [B, E] of
+        its text tower; `alpha` is α(t).
+        """
+        features = self.student.features(images)
+        h_f = self.student_projector(features)
+        h_g = self.teacher_projector(teacher_features.to(features.dtype))
+        losses = {
+            "lm": self._answer_loss(alpha * h_f + (1 - alpha) * h_g, tokens),
+            "feature": 1 - F.cosine_similarity(h_f.float(), h_g.detach().float(), dim=-1).mean(),
+        }
+        total = losses["lm"] + self._config.feature_weight * losses["feature"]
+        if self._config.contrastive_weight > 0:
+            assert description_features is not None, "the contrastive loss needs the descriptions' features"
+            projected = self.text_projection(features)
+            losses["contrastive"] = contrastive_loss(projected, description_features, self.logit_scale)
+            total = total + self._config.contrastive_weight * losses["contrastive"]
+        return {**losses, "loss": total}
+
+    def _answer_loss(self, visual: Tensor, tokens: Tokens) -> Tensor:
+        """Next-token loss with the visual tokens [B, V, D] in front: the mean over all answer tokens of the batch."""
+        text = self.embed(tokens.ids)
+        inputs = torch.cat([visual.to(text.dtype), text], dim=1)
+        mask = torch.cat([tokens.mask.new_ones(visual.shape[:2]), tokens.mask], dim=1)
+        logits = self.language_model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
+        # The position before a token predicts it; the last visual token predicts the first text token.
+        predicting = logits[:, visual.shape[1] - 1 : -1]
+        answer = tokens.labels != IGNORED
+        return F.cross_entropy(predicting[answer].float(), tokens.labels[answer])
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE between image and text embeddings, [B, E] each; `logit_scale` [1] is a logarithm."""
+    scale = logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+    logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+    pairs = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+
+def _adapted(language_model: Any, config: PretrainConfig) -> Any:
+    """The language model as `pretrain.language_model` wants it trained: not at all, by low-rank adapters, or whole."""
+    language_model.requires_grad_(config.language_model == "full")
+    if config.language_model != "lora":
+        return language_model
+    from peft import LoraConfig, get_peft_model
+
+    adapters = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.scale,
+        lora_dropout=config.lora.dropout,
+        target_modules="all-linear",
+    )
+    return get_peft_model(language_model, adapters)

@@ -1,0 +1,56 @@
+"""Texts to token ids: the prompt of a kind, its answer, and labels that count the answer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedscale.errors import UserError
+
+IGNORED = -100  # label of a position that has no loss
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Right-padded ids, attention mask, labels, int64 [B, T] each. Labels: the ids of the answer, IGNORED elsewhere."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+class TextEncoder:
+    """Encodes (kind, answer) pairs with a language model's tokenizer.
+
+    `prompts` by kind are in the model's chat form, without the image's place: the visual tokens go in front of all text
+    (METHOD.md, stage 1.2). Raises UserError when a prompt alone is longer than `max_tokens`.
+    """
+
+    def __init__(self, tokenizer: Any, prompts: dict[str, str], max_tokens: int) -> None:
+        self._tokenizer, self._max = tokenizer, max_tokens
+        self._prompts = {kind: tokenizer(prompt)["input_ids"] for kind, prompt in prompts.items()}
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        for kind, prompt in self._prompts.items():
+            if len(prompt) >= max_tokens:
+                raise UserError(
+                    f"pretrain.max_text_tokens={max_tokens}: the prompt of {kind} takes {len(prompt)} tokens, raise it"
+                )
+
+    def encode(self, kinds: Sequence[str], answers: Sequence[str]) -> Tokens:
+        """Prompt, answer and end token of each pair; an answer that is too long loses its end, end token included."""
+        ids, masks, labels = [], [], []
+        for kind, answer in zip(kinds, answers, strict=True):
+            prompt = self._prompts[kind]
+            spoken = self._tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+            spoken = [*spoken, self._tokenizer.eos_token_id][: self._max - len(prompt)]
+            ids.append([*prompt, *spoken])
+            labels.append([IGNORED] * len(prompt) + spoken)
+        longest = max(map(len, ids))
+        masks = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
+        ids = [row + [self._pad] * (longest - len(row)) for row in ids]
+        labels = [row + [IGNORED] * (longest - len(row)) for row in labels]
+        return Tokens(torch.tensor(ids), torch.tensor(masks), torch.tensor(labels))
