@@ -43,12 +43,12 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 FRONTS = ("red", "green", "blue", "yellow", "purple", "orange", "white")
 BACKS = ("red", "green", "blue", "yellow", "purple", "orange", "black")
-SHADE = 0.6  # of the colours behind a shape, so that most shapes are the brighter part
+SHADE = 0.35  # of the colours behind a shape, so that most shapes are the brighter part
 TEXTURES = ("solid", "striped", "dotted", "checkered")
 BACKGROUNDS = ("plain", "striped", "dotted", "checkered")
-MIX = (0.55, 0.15, 0.15, 0.15)  # of the textures and of the backgrounds
+MIX = (0.7, 0.1, 0.1, 0.1)  # of the textures and of the backgrounds
 SIZES = ("small", "medium", "large")
-RADII = ((6.5, 8.0), (8.5, 10.5), (11.0, 13.0))  # pixels, of the circle around the shape, one range a size
+RADII = ((8.0, 9.5), (10.0, 11.5), (12.0, 13.5))  # pixels, of the circle around the shape, one range a size
 
 Array = np.ndarray
 
@@ -67,12 +67,12 @@ def render(seed: int, label: int, index: int) -> Shape:
     name = CLASSES[label]
     front, back = FRONTS[rng.integers(len(FRONTS))], BACKS[rng.integers(len(BACKS))]
     texture, ground, size = rng.choice(4, p=MIX), rng.choice(4, p=MIX), rng.integers(3)
-    canvas = _paint(rng, back, int(ground), contrast=0.25) * SHADE
+    canvas = _paint(rng, back, int(ground), contrast=0.15) * SHADE
     _clutter(rng, canvas)
     inside = _coverage(rng, OUTLINES[name], rng.uniform(*RADII[size]))
-    canvas += inside[..., None] * (_paint(rng, front, int(texture), contrast=0.35) - canvas)
+    canvas += inside[..., None] * (_paint(rng, front, int(texture), contrast=0.25) - canvas)
     canvas *= rng.uniform(0.75, 1.1)
-    canvas += rng.normal(0, rng.uniform(0.02, 0.08), canvas.shape)
+    canvas += rng.normal(0, rng.uniform(0.01, 0.05), canvas.shape)
     image = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
     words = (SIZES[size], front, TEXTURES[texture], name, back, BACKGROUNDS[ground])
     return Shape(image, label, texts(*words))
@@ -99,10 +99,10 @@ _X, _Y = np.broadcast_to(_GRID, (SIDE, SIDE)), np.broadcast_to(_GRID[:, None], (
 
 
 def _coverage(rng: np.random.Generator, outline: Callable[[Array, Array], Array], radius: float) -> Array:
-    """Share of each pixel inside the outline: moved, turned by up to 29°, squeezed by up to a sixth."""
-    room = min(SIDE / 2 - radius, 3.5)
+    """Share of each pixel inside the outline: moved, turned by up to 14°, squeezed by up to a sixth."""
+    room = min(SIDE / 2 - radius, 2.5)
     centre_x, centre_y = SIDE / 2 + rng.uniform(-room, room, 2)
-    angle = rng.uniform(-0.5, 0.5)
+    angle = rng.uniform(-0.25, 0.25)
     cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
     squeeze_x, squeeze_y = rng.uniform(0.84, 1.0, 2)
     dx, dy = _X - np.float32(centre_x), _Y - np.float32(centre_y)
@@ -131,9 +131,9 @@ def _paint(rng: np.random.Generator, colour: str, texture: int, contrast: float)
 
 
 def _clutter(rng: np.random.Generator, canvas: Array) -> None:
-    """A few strokes and spots behind the shape, in any colour, that say nothing about it."""
+    """Perhaps a stroke or spot behind the shape, in any colour, that says nothing about it."""
     palette = list(COLOURS.values())
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 2)):
         x, y = rng.uniform(0, SIDE, 2)
         angle, length, width = rng.uniform(0, np.pi), rng.uniform(0, 6), rng.uniform(0.7, 2.2)
         dx, dy = _X - np.float32(x), _Y - np.float32(y)

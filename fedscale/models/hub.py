@@ -33,11 +33,9 @@ def local_folder(name: str, marker: str, key: str) -> Path | None:
 
 @contextmanager
 def explained(key: str, name: str) -> Iterator[None]:
-    """Whatever the hub's clients raise when weights cannot be had becomes one UserError that says what to do."""
-    import httpx
-
+    """What transformers and open_clip raise when weights cannot be had (OSError, RuntimeError) as one UserError."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}={name}: cannot be loaded ({reason[:160]}); {REMEDY}") from error

@@ -1,4 +1,10 @@
-"""The training loop of stage 3: balanced batches, SGD with a cosine learning rate, through Accelerate."""
+"""The training loop of stage 3: balanced batches, SGD with a cosine learning rate, through Accelerate.
+
+Batch norm is in training mode, so that its running statistics move to the balanced set. Tried on a model trained on
+long-tailed `shapes` (imbalance 50; 40 images a class): with its own statistics kept, accuracy fell to chance from lr
+0.01 on (two seeds). Statistics taken anew from the set afterwards changed little (three seeds, lr 0.03, All: 37.6
+against 36.9 after 5 epochs, 58.0 against 59.3 after 15), so that this pass is left out.
+"""
 
 from __future__ import annotations
 

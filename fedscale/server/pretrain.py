@@ -139,9 +139,9 @@ class Trainer:
         images = batch.images.to(device)
         draws = torch_generator(config.seed, "pretrain augment", step)
         augmented = normalise(augment(images, settings.augment, draws), config.data.mean, config.data.std)
-        with torch.no_grad():
-            seen = self._clip.encode_images(images)
-            read = self._clip.encode_texts(batch.descriptions) if settings.contrastive_weight > 0 else None
+        # Cloned, because the teacher gives inference tensors, of which autograd may save none.
+        seen = self._clip.encode_images(images).clone()
+        read = self._clip.encode_texts(batch.descriptions).clone() if settings.contrastive_weight > 0 else None
         tokens = self._encoder.encode(batch.kinds, batch.texts)
         tokens = Tokens(tokens.ids.to(device), tokens.mask.to(device), tokens.labels.to(device))
         losses: dict[str, Tensor] = self._task(augmented, seen, tokens, alpha, read)

@@ -32,23 +32,23 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any, prompts: dict[str, str], max_tokens: int) -> None:
         self._tokenizer, self._max = tokenizer, max_tokens
-        self._prompts = {kind: tokenizer(prompt)["input_ids"] for kind, prompt in prompts.items()}
+        self._prompts = prompts
+        self._lengths = {kind: len(tokenizer(prompt)["input_ids"]) for kind, prompt in prompts.items()}
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        for kind, prompt in self._prompts.items():
-            if len(prompt) >= max_tokens:
+        for kind, length in self._lengths.items():
+            if length >= max_tokens:
                 raise UserError(
-                    f"pretrain.max_text_tokens={max_tokens}: the prompt of {kind} takes {len(prompt)} tokens, raise it"
+                    f"pretrain.max_text_tokens={max_tokens}: the prompt of {kind} takes {length} tokens, raise it"
                 )
 
     def encode(self, kinds: Sequence[str], answers: Sequence[str]) -> Tokens:
         """Prompt, answer and end token of each pair; an answer that is too long loses its end, end token included."""
-        ids, masks, labels = [], [], []
+        ids, labels = [], []
         for kind, answer in zip(kinds, answers, strict=True):
-            prompt = self._prompts[kind]
-            spoken = self._tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
-            spoken = [*spoken, self._tokenizer.eos_token_id][: self._max - len(prompt)]
-            ids.append([*prompt, *spoken])
-            labels.append([IGNORED] * len(prompt) + spoken)
+            whole = self._tokenizer(f"{self._prompts[kind]} {answer}")["input_ids"]
+            whole = [*whole, self._tokenizer.eos_token_id][: self._max]
+            ids.append(whole)
+            labels.append([IGNORED] * self._lengths[kind] + whole[self._lengths[kind] :])
         longest = max(map(len, ids))
         masks = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
         ids = [row + [self._pad] * (longest - len(row)) for row in ids]

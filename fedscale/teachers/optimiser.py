@@ -40,6 +40,45 @@ class Schedule:
         return min(1.0, (done + 1e-3) / self.warmup, 0.5 * (1 + math.cos(math.pi * done)) + 1e-3)
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update of a matrix is made orthogonal by five Newton-Schulz steps (Keller Jordan, 2024).
+
+    torch.optim.Muon takes these steps in bfloat16, which on a CPU without bfloat16 units costs more than the model's
+    own forward and backward pass; here they are float32, and matrices of one shape take them together.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__([{"params": matrices}], {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    shapes.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in shapes.items():
+                updates = []
+                for matrix in matrices:
+                    buffer = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+                    buffer.lerp_(matrix.grad, 1 - group["momentum"])
+                    updates.append(torch.lerp(matrix.grad, buffer, group["momentum"]))
+                stretch = max(1.0, shape[0] / shape[1]) ** 0.5
+                for matrix, update in zip(matrices, _orthogonal(torch.stack(updates)), strict=True):
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                    matrix.add_(update, alpha=-group["lr"] * stretch)
+
+
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices [B, m, n] with their singular values moved close to 1; coefficients as published."""
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = wide @ wide.mT
+        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+    return wide if matrices.shape[1] <= matrices.shape[2] else wide.mT
+
+
 class Optimisers:
     """Both optimisers as one; `step` does the backward pass, clips the gradient's norm to 1 and updates."""
 
@@ -70,5 +109,5 @@ def optimisers(model: nn.Module, schedule: Schedule) -> Optimisers:
     groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.98))]
     if matrices:
-        parts.append(torch.optim.Muon(matrices, lr=schedule.muon_lr, weight_decay=schedule.weight_decay))
+        parts.append(Muon(matrices, lr=schedule.muon_lr, weight_decay=schedule.weight_decay))
     return Optimisers(parts, schedule)
