@@ -9,7 +9,7 @@ VERSION = "0.1.0"
 
 
 def data_packages() -> dict[str, str]:
-    """configs/ and shards/ become fedscale/configs and fedscale/shards once installed; configs hold one level of folders."""
+    """configs/ and shards/ become fedscale/configs and fedscale/shards once installed."""
     folders = [HERE / "configs", *sorted(p for p in (HERE / "configs").iterdir() if p.is_dir()), HERE / "shards"]
     relative = [folder.relative_to(HERE) for folder in folders if any(folder.glob("*.yaml"))]
     return {"fedscale." + ".".join(path.parts): str(path) for path in relative}

@@ -31,7 +31,9 @@ app = typer.Typer(
 shards_app = typer.Typer(name="shards", help="Build and inspect WebDataset shards.", no_args_is_help=True)
 app.add_typer(shards_app)
 
-Words = Annotated[list[str], typer.Argument(metavar="CONFIG... [key=value...]", help="YAML files, merged in order; then single keys.")]
+Words = Annotated[
+    list[str], typer.Argument(metavar="CONFIG... [key=value...]", help="YAML files, merged in order; then single keys.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -129,7 +131,9 @@ def align(words: Words, dry_run: DryRun = False) -> None:
 @app.command()
 @_exits
 def report(
-    words: Annotated[list[str], typer.Argument(metavar="RUN... | CONFIG...", help="Run folders to compare, or a config.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="RUN... | CONFIG...", help="Run folders to compare, or a config.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder of report.html and summary.json.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -137,6 +141,9 @@ def report(
     if all(Path(word).is_dir() for word in words):
         _report([Path(word) for word in words], out, as_json)
         return
+    if not any(word.endswith((".yaml", ".yml")) for word in words):
+        missing = next(word for word in words if not Path(word).is_dir())
+        raise UserError(f"{missing}: no such run folder; name folders such as runs/demo, or a config")
     config: Config = load_config(words)
     _report([Path(config.out) / config.name], out, as_json)
 
@@ -186,7 +193,9 @@ def methods(as_json: AsJson = False) -> None:
 @shards_app.command("build")
 @_exits
 def shards_build(
-    words: Annotated[list[str], typer.Argument(metavar="RECIPE... [key=value...]", help="Recipe files, e.g. shards/shapes.yaml.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [key=value...]", help="Recipe files, e.g. shards/shapes.yaml.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the shards and their manifest.")],
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -227,7 +236,9 @@ def _show_status(folder: Path, as_json: bool) -> None:
         print(json.dumps(found, indent=1))
         return
     names = list(found["splits"]["train"]["class_counts"])
-    table = Table("split", "shards", "samples", "MB", "images a class, first to last", title=f"{found['name']} in {folder}")
+    table = Table(
+        "split", "shards", "samples", "MB", "images a class, first to last", title=f"{found['name']} in {folder}"
+    )
     for split, entry in found["splits"].items():
         counts = [entry["class_counts"].get(name, 0) for name in names]
         shown = ", ".join(map(str, counts if len(counts) <= 12 else [*counts[:6], "…", *counts[-3:]]))
@@ -243,6 +254,8 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass

@@ -32,7 +32,7 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in percent; `confusion[true][predicted]` counts images. A group's accuracy is the mean over its classes."""
+    """Accuracies in percent, a group's the mean over its classes; `confusion[true][predicted]` counts images."""
 
     split: str
     all: float

@@ -108,7 +108,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             if number < len(lines):
-                raise UserError(f"{path}: line {number} is not valid JSON; delete the file and run the stage again") from None
+                raise UserError(
+                    f"{path}: line {number} is not valid JSON; delete the file and run the stage again"
+                ) from None
     return rows
 
 

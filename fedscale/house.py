@@ -1,4 +1,4 @@
-"""Where configs, shard recipes and the demo's teachers lie: in the current folder, else in the package, else in the checkout."""
+"""Where configs, recipes and the demo's teachers lie: in the current folder, else the package, else the checkout."""
 
 from __future__ import annotations
 

@@ -49,7 +49,10 @@ class _BarTask:
         self._progress, self._id = progress, task_id
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        self._progress.update(self._id, advance=count, **({"note": note} if note else {}))
+        if note:
+            self._progress.update(self._id, advance=count, note=note)
+        else:
+            self._progress.update(self._id, advance=count)
 
 
 class TerminalReporter:

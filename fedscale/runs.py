@@ -103,8 +103,15 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
     whole = to_dict(config)
     data = {k: v for k, v in whole["data"].items() if k not in ("recipe", "dir", "partition")}
     if stage == "caption":
-        caption = {k: v for k, v in whole["caption"].items() if k not in ("dir", "batch_size")}
-        return {"data": data, "caption": caption, "mllm": whole["teachers"]["mllm"], "offline": whole["teachers"]["offline"]}
+        # Greedy texts do not depend on the batch that they were written in; sampled ones do.
+        indifferent = ("dir",) if config.caption.temperature > 0 else ("dir", "batch_size")
+        caption = {k: v for k, v in whole["caption"].items() if k not in indifferent}
+        return {
+            "data": data,
+            "caption": caption,
+            "mllm": whole["teachers"]["mllm"],
+            "offline": whole["teachers"]["offline"],
+        }
     common = {"seed": config.seed, "data": data, "model": whole["model"]}
     if stage == "pretrain":
         return {

@@ -10,12 +10,16 @@ import yaml
 
 
 def fedscale(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "fedscale", *words], capture_output=True, text=True, cwd=cwd, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "fedscale", *words], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
 
 
 def modules_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(chr(10).join(sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_help_names_every_command_and_imports_no_torch() -> None:
@@ -46,7 +50,10 @@ def test_dry_run_prints_a_config_that_reads_back(tmp_path: Path) -> None:
         (["run", "configs/demo.yaml", "federate.roundz=3"], "did you mean federate.rounds?"),
         (["run", "configs/gone.yaml"], "configs/gone.yaml: no such config file"),
         (["run", "configs/cifar10_lt.yaml", "variant=fedavg", "data.source=nowhere"], "data.source"),
-        (["federate", "configs/demo.yaml", "data.imbalance_factor=0.1"], "imbalance_factor=0.1: expected 1 (balanced) or more"),
+        (
+            ["federate", "configs/demo.yaml", "data.imbalance_factor=0.1"],
+            "imbalance_factor=0.1: expected 1 (balanced) or more",
+        ),
         (["federate", "configs/demo.yaml", "out=/dev/null", "variant=fedavg"], "cannot be written"),
         (["shards", "build", "shards/cifar10_lt.yaml", "--out", "built", "source=nowhere"], "nowhere"),
         (["shards", "build", "shards/shapes.yaml", "--out", "built", "classes=11"], "11"),

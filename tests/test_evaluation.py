@@ -62,7 +62,10 @@ def config(**groups: int) -> Config:
 
     return overlaid(
         Config(),
-        {"data": {"mean": [0, 0, 0], "std": [1, 1, 1]}, "eval": {"batch_size": 2, "groups": {"kind": "count", **groups}}},
+        {
+            "data": {"mean": [0, 0, 0], "std": [1, 1, 1]},
+            "eval": {"batch_size": 2, "groups": {"kind": "count", **groups}},
+        },
     )
 
 

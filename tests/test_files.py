@@ -20,10 +20,10 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: 
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.bin: cannot be written \(the disk is full"):
-        with files.published(tmp_path / "a.bin") as temporary:
-            temporary.write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+    full = pytest.raises(UserError, match=r"a\.bin: cannot be written \(the disk is full")
+    with full, files.published(tmp_path / "a.bin") as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 

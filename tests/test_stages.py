@@ -27,7 +27,9 @@ VARIANTS = {
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return overlaid(Config(), {"name": "exp", "out": str(tmp_path), "variants": VARIANTS, "seeds": [1, 2], "threads": 1})
+    return overlaid(
+        Config(), {"name": "exp", "out": str(tmp_path), "variants": VARIANTS, "seeds": [1, 2], "threads": 1}
+    )
 
 
 @pytest.fixture

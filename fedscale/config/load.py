@@ -172,7 +172,9 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[A
         return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if len(value) != len(arguments):
         raise UserError(f"{path}={list(value)}: expected {len(arguments)} values")
-    return tuple(_convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        _convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:

@@ -179,14 +179,16 @@ class CaptionConfig:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     max_images: int = 0  # caption whole shards until this many images are done; 0 = the whole pool
     batch_size: int = 64
-    max_new_tokens: int = 96
+    max_new_tokens: int = 256  # of one text; a longer one is `truncated` and not trained on
     temperature: float = 0.0  # 0 = greedy
     seed: int = 7
     dir: str | None = None  # keeps the sidecars beside a pool that outlives runs; none = the run folder
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in TEXT_KINDS]
-        _require(bool(self.kinds) and not unknown, "caption.kinds", list(self.kinds), f"some of {', '.join(TEXT_KINDS)}")
+        _require(
+            bool(self.kinds) and not unknown, "caption.kinds", list(self.kinds), f"some of {', '.join(TEXT_KINDS)}"
+        )
         _require(self.max_images >= 0, "caption.max_images", self.max_images, "0 or more")
         _require(self.batch_size >= 1, "caption.batch_size", self.batch_size, "1 or more")
         _require(self.max_new_tokens >= 1, "caption.max_new_tokens", self.max_new_tokens, "1 or more")
@@ -230,7 +232,9 @@ class ProbeConfig:
     lr: float = 0.02
 
     def __post_init__(self) -> None:
-        _require(all(0 < f <= 1 for f in self.fractions), "pretrain.probe.fractions", self.fractions, "shares in (0, 1]")
+        _require(
+            all(0 < f <= 1 for f in self.fractions), "pretrain.probe.fractions", self.fractions, "shares in (0, 1]"
+        )
 
 
 @dataclass(frozen=True)
@@ -326,7 +330,9 @@ class GroupsConfig:
     few_classes: int = 3  # rank: the 3 smallest are few
 
     def __post_init__(self) -> None:
-        _require(self.few_under <= self.many_over, "eval.groups.few_under", self.few_under, "at most eval.groups.many_over")
+        _require(
+            self.few_under <= self.many_over, "eval.groups.few_under", self.few_under, "at most eval.groups.many_over"
+        )
         for name in ("many_classes", "few_classes"):
             _require(getattr(self, name) >= 1, f"eval.groups.{name}", getattr(self, name), "1 or more")
 
@@ -372,4 +378,6 @@ class Config:
         _require(self.threads >= 0, "threads", self.threads, "0 (cores / jobs) or more")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", list(self.seeds), "different seeds")
         per_round, clients = self.federate.clients_per_round, self.data.partition.clients
-        _require(per_round <= clients, "federate.clients_per_round", per_round, f"at most data.partition.clients ({clients})")
+        _require(
+            per_round <= clients, "federate.clients_per_round", per_round, f"at most data.partition.clients ({clients})"
+        )

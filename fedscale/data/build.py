@@ -40,8 +40,13 @@ def recipe_fingerprint(config: RecipeConfig) -> str:
     return files.fingerprint({"layout": LAYOUT, **recipe})
 
 
+def shard_folder(data: DataConfig) -> Path:
+    """Where a run's shards lie: `data.dir`, or `shards/<name>-<fingerprint>`."""
+    return Path(data.dir or f"shards/{data.name or data.format}-{recipe_fingerprint(data)[:8]}")
+
+
 def ensure_shards(data: DataConfig, reporter: Reporter) -> Manifest:
-    """The shards of a run: `data.dir`, or `shards/<name>-<fingerprint>`, built where absent.
+    """The shards of a run, in `shard_folder`, built where absent.
 
     Raises UserError where neither shards nor originals are there, or where `data.dir` holds another recipe's shards.
     """
@@ -54,7 +59,7 @@ def ensure_shards(data: DataConfig, reporter: Reporter) -> Manifest:
         raise UserError(
             f"data.dir={data.dir}: no shards; build them with `fedscale shards build`, or name a data.recipe"
         )
-    folder = Path(data.dir or f"shards/{data.name or data.format}-{recipe_fingerprint(data)[:8]}")
+    folder = shard_folder(data)
     if data.format != "shapes" and not (folder / manifests.FILE).exists():
         source_folder(data, "data.")
     return build_shards(data, folder, reporter)

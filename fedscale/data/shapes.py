@@ -1,7 +1,7 @@
-"""The procedural set `shapes`: 32 × 32 images of ten shapes, each with three true texts, drawn as antialiased distance fields.
+"""The procedural set `shapes`: 32 × 32 images of ten shapes, each with three true texts.
 
 What a classifier must see through: colour, texture and background of every kind, size, place, rotation, squeeze,
-clutter, noise. Nothing but the outline says the class.
+clutter, noise. Nothing but the outline says the class. Drawn as distance fields, so that edges are antialiased.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ SIZES = ("small", "medium", "large")
 RADII = ((8.0, 9.5), (10.0, 11.5), (12.0, 13.5))  # pixels, of the circle around the shape, one range a size
 
 Array = np.ndarray
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """Features [B, in_dim] to `tokens` embeddings [B, tokens, lm_dim]: two linear layers with a GELU between, as LLaVA's."""
+    """Features [B, in_dim] to `tokens` embeddings [B, tokens, lm_dim]: two linear layers around a GELU, as LLaVA's."""
 
     def __init__(self, in_dim: int, tokens: int, lm_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The compact models f that clients train: ResNet-8 (CIFAR) and ResNet-50 (ImageNet), both a body and a linear classifier."""
+"""The compact models f that clients train: ResNet-8 (CIFAR) and ResNet-50 (ImageNet), body and linear classifier."""
 
 from __future__ import annotations
 

@@ -10,15 +10,13 @@ from fedscale.errors import UserError
 
 def image_suffix(config: dict[str, Any]) -> str | None:
     """`jpg`, `png`, … of the first test image in the run's shards; None where the shards are gone."""
-    from fedscale.data.build import recipe_fingerprint
+    from fedscale.data.build import shard_folder
     from fedscale.data.manifest import Manifest
     from fedscale.data.shards import read_shard
 
     try:
         data = overlaid(Config(), {"data": config.get("data") or {}}).data
-        # Where `ensure_shards` puts them; it is not called, because it would build them where they are gone.
-        folder = data.dir or f"shards/{data.name or data.format}-{recipe_fingerprint(data)[:8]}"
-        manifest = Manifest.load(folder)
+        manifest = Manifest.load(shard_folder(data))
         return next(sample.suffix for sample in read_shard(manifest.path(manifest.shards("test")[0])))
     except (UserError, OSError, IndexError, StopIteration):
         return None

@@ -143,7 +143,7 @@ class Trainer:
         seen = self._clip.encode_images(images).clone()
         read = self._clip.encode_texts(batch.descriptions).clone() if settings.contrastive_weight > 0 else None
         tokens = self._encoder.encode(batch.kinds, batch.texts)
-        tokens = Tokens(tokens.ids.to(device), tokens.mask.to(device), tokens.labels.to(device))
+        tokens = Tokens(tokens.ids.to(device), tokens.labels.to(device))
         losses: dict[str, Tensor] = self._task(augmented, seen, tokens, alpha, read)
         values = {name: loss.item() for name, loss in losses.items()}
         if not all(map(math.isfinite, values.values())):

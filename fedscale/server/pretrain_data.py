@@ -27,7 +27,7 @@ from fedscale.server.caption import sidecar
 from fedscale.server.caption.sidecar import Row
 
 BUFFER = 2048  # pairs, still encoded, that the shuffle draws from
-KEPT_BYTES = 2**28  # of encoded images that stay in memory from one epoch to the next
+KEPT_BYTES = 2**28  # of images, encoded and decoded, that stay in memory from one epoch to the next
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class PairStream:
         self._manifest, self._folder = manifest, sidecar.folder(config, run)
         self._kinds, self._seed, self._size = config.caption.kinds, config.seed, config.data.image_size
         self._kept: dict[str, list[tuple[Sample, Row]]] = {}
+        self._decoded: dict[str, np.ndarray] = {}
         self._room = KEPT_BYTES
         self.num_pairs: int = sum(marker["n_ok"] for _, marker in found)
         self.num_skipped: int = sum(marker["n_in"] for _, marker in found) - self.num_pairs
@@ -102,11 +103,16 @@ class PairStream:
         """The shard's images with their rows, where these are `ok`; from memory if the shard still found room there."""
         if shard.file in self._kept:
             return self._kept[shard.file]
-        if shard.bytes > self._room:
+        if not self._takes(shard.bytes):
             return self._read(shard)
-        self._room -= shard.bytes
         self._kept[shard.file] = list(self._read(shard))
         return self._kept[shard.file]
+
+    def _takes(self, size: int) -> bool:
+        """Whether so many bytes more may be kept, which then count as kept."""
+        fits = size <= self._room
+        self._room -= size if fits else 0
+        return fits
 
     def _read(self, shard: ShardInfo) -> Iterator[tuple[Sample, Row]]:
         path = self._manifest.path(shard)
@@ -126,10 +132,15 @@ class PairStream:
         )
 
     def _image(self, sample: Sample) -> np.ndarray:
+        if sample.key in self._decoded:
+            return self._decoded[sample.key]
         try:
-            return fit_square(decode(sample.image), self._size)
+            image = fit_square(decode(sample.image), self._size)
         except CorruptImage as error:
             raise UserError(f"pool image {sample.key}: {error}, yet it was captioned; build the shards again") from None
+        if self._takes(image.nbytes):
+            self._decoded[sample.key] = image
+        return image
 
 
 def _statuses(found: list[tuple[ShardInfo, dict[str, Any]]]) -> str:

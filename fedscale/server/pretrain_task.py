@@ -24,8 +24,8 @@ MAX_LOGIT_SCALE = math.log(100)  # of the contrastive loss, as CLIP's
 class Distillation(nn.Module):
     """f, the projectors P_f and P_g, the language model, and the contrastive head where it has a weight.
 
-    `language_model` takes `inputs_embeds` and `attention_mask` and gives `.logits`; `teacher_dim` is the width of
-    CLIP's embeddings, of images and of texts.
+    `language_model` (causal) takes `inputs_embeds` and gives `.logits`; `teacher_dim` is the width of CLIP's
+    embeddings, of images and of texts.
     """
 
     def __init__(self, student: Classifier, language_model: Any, teacher_dim: int, config: PretrainConfig) -> None:
@@ -82,8 +82,8 @@ class Distillation(nn.Module):
         """Next-token loss with the visual tokens [B, V, D] in front: the mean over all answer tokens of the batch."""
         text = self.embed(tokens.ids)
         inputs = torch.cat([visual.to(text.dtype), text], dim=1)
-        mask = torch.cat([tokens.mask.new_ones(visual.shape[:2]), tokens.mask], dim=1)
-        logits = self.language_model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
+        # No attention mask: the padding is on the right, where a causal model does not look.
+        logits = self.language_model(inputs_embeds=inputs, use_cache=False).logits
         # The position before a token predicts it; the last visual token predicts the first text token.
         predicting = logits[:, visual.shape[1] - 1 : -1]
         answer = tokens.labels != IGNORED

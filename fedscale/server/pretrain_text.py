@@ -16,10 +16,9 @@ IGNORED = -100  # label of a position that has no loss
 
 @dataclass(frozen=True)
 class Tokens:
-    """Right-padded ids, attention mask, labels, int64 [B, T] each. Labels: the ids of the answer, IGNORED elsewhere."""
+    """Right-padded ids and labels, int64 [B, T] each. Labels are the ids of the answer, and IGNORED elsewhere."""
 
     ids: Tensor
-    mask: Tensor
     labels: Tensor
 
 
@@ -44,13 +43,12 @@ class TextEncoder:
     def encode(self, kinds: Sequence[str], answers: Sequence[str]) -> Tokens:
         """Prompt, answer and end token of each pair; an answer that is too long loses its end, end token included."""
         ids, labels = [], []
-        for kind, answer in zip(kinds, answers, strict=True):
-            whole = self._tokenizer(f"{self._prompts[kind]} {answer}")["input_ids"]
+        spoken = [f"{self._prompts[kind]} {answer}" for kind, answer in zip(kinds, answers, strict=True)]
+        for kind, whole in zip(kinds, self._tokenizer(spoken)["input_ids"], strict=True):
             whole = [*whole, self._tokenizer.eos_token_id][: self._max]
             ids.append(whole)
             labels.append([IGNORED] * self._lengths[kind] + whole[self._lengths[kind] :])
         longest = max(map(len, ids))
-        masks = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
         ids = [row + [self._pad] * (longest - len(row)) for row in ids]
         labels = [row + [IGNORED] * (longest - len(row)) for row in labels]
-        return Tokens(torch.tensor(ids), torch.tensor(masks), torch.tensor(labels))
+        return Tokens(torch.tensor(ids), torch.tensor(labels))

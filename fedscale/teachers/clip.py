@@ -126,5 +126,6 @@ def _tokenise(tokenizer: Any, texts: list[str], length: int) -> Tensor:
 def _save(model: nn.Module, config: dict[str, Any], tokenizer: Any, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    save_file({k: v.half().contiguous() for k, v in model.cpu().state_dict().items()}, out / "open_clip_model.safetensors")
+    weights = {name: value.half().contiguous() for name, value in model.cpu().state_dict().items()}
+    save_file(weights, out / "open_clip_model.safetensors")
     files.write_json(out / "open_clip_config.json", config)

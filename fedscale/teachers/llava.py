@@ -76,9 +76,7 @@ def train_llava(
     model.model.vision_tower.requires_grad_(False)
     kinds = list(texts)
     answers = {kind: _Answers(tokenizer, texts[kind]) for kind in kinds}
-    prompts = {
-        kind: [_prompt_ids(processor, question) for question in questions[kind]] for kind in kinds
-    }
+    prompts = {kind: [_prompt_ids(processor, question) for question in questions[kind]] for kind in kinds}
     optimiser = optimisers(model, schedule)
     draws, choices = torch_generator(schedule.seed, "llava", "images"), numpy_generator(schedule.seed, "llava", "kinds")
     steps = schedule.steps(len(images))
@@ -229,7 +227,7 @@ class _Answers:
 
 
 def _loss(model: LlavaForConditionalGeneration, features: Tensor, prompt: Tensor, answers: Tensor) -> Tensor:
-    """Mean next-token loss over the answers' tokens [B, T], behind the prompt whose `<image>` is the features' place."""
+    """Mean next-token loss over the answers' tokens [B, T], the features in the place of the prompt's `<image>`."""
     inner, batch = model.model, len(features)
     embed = inner.get_input_embeddings()
     place = int((prompt == model.config.image_token_id).nonzero()[0])

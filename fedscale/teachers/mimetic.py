@@ -7,13 +7,14 @@ several points. Queries and keys start alike, so that tokens attend to like toke
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
 
 
 @torch.no_grad()
-def mimetic_init(visual: nn.Module) -> None:
-    """Initialise the attention and the positions of open_clip's VisionTransformer in place."""
-    for block in visual.transformer.resblocks:  # type: ignore[union-attr]
+def mimetic_init(visual: VisionTransformer) -> None:
+    """Initialise the attention and the positions in place."""
+    for block in visual.transformer.resblocks:
         attention = block.attn
         width, heads = attention.embed_dim, attention.num_heads
         for head in range(heads):
@@ -24,9 +25,8 @@ def mimetic_init(visual: nn.Module) -> None:
         left, right = _factors(width, scale=0.4, identity=-0.4)
         attention.in_proj_weight[2 * width :] = right
         attention.out_proj.weight.copy_(left.T)
-    side = round((visual.positional_embedding.shape[0] - 1) ** 0.5)  # type: ignore[operator,union-attr,index]
-    width = visual.positional_embedding.shape[1]  # type: ignore[union-attr,index,assignment]
-    visual.positional_embedding[1:] = 0.3 * _sinusoids(side, width)  # type: ignore[operator,index]
+    side = round((len(visual.positional_embedding) - 1) ** 0.5)  # one place is the class token's
+    visual.positional_embedding[1:] = 0.3 * _sinusoids(side, visual.positional_embedding.shape[1])
 
 
 def _factors(width: int, scale: float, identity: float) -> tuple[Tensor, Tensor]:

@@ -98,17 +98,19 @@ def _train(config: Config, manifest: Manifest, out: Path, reporter: Reporter) ->
     if side % 8:
         raise UserError(f"data.image_size={side}: offline teachers see patches of 8 pixels; choose a multiple of 8")
     images, keywords = _pool(config, manifest, reporter)
-    common = {
-        "batch_size": min(settings.batch_size, len(images)),
-        "lr": settings.lr,
-        "muon_lr": 20 * settings.lr,
-        "augment": "crop_flip",
-        "seed": config.caption.seed,
-    }
+    clip_schedule = Schedule(
+        epochs=settings.clip_epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        muon_lr=20 * settings.lr,
+        augment="crop_flip",
+        seed=config.caption.seed,
+    )
+    mllm_schedule = dataclasses.replace(clip_schedule, epochs=settings.mllm_epochs, augment="flip")
     size = ClipSize(image_size=side, patch_size=8 if side <= 64 else side // 8)
     prompts = [_prompted(config, keyword) for keyword in keywords]
     known = [_prompted(config, name) for name in manifest.class_names]
-    train_clip(images, [prompts], out / "clip", size, Schedule(settings.clip_epochs, **common), known, reporter, device)
+    train_clip(images, [prompts], out / "clip", size, clip_schedule, known, reporter, device)
     train_llava(
         images,
         keyword_texts(keywords),
@@ -116,7 +118,7 @@ def _train(config: Config, manifest: Manifest, out: Path, reporter: Reporter) ->
         out / "clip",
         out / "llava",
         LlavaSize(),
-        Schedule(settings.mllm_epochs, **{**common, "augment": "flip"}),
+        mllm_schedule,
         [text for texts in keyword_texts(manifest.class_names).values() for text in texts],
         reporter,
         device,

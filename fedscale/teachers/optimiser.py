@@ -60,6 +60,7 @@ class Muon(torch.optim.Optimizer):
             for shape, matrices in shapes.items():
                 updates = []
                 for matrix in matrices:
+                    assert matrix.grad is not None
                     buffer = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
                     buffer.lerp_(matrix.grad, 1 - group["momentum"])
                     updates.append(torch.lerp(matrix.grad, buffer, group["momentum"]))
@@ -102,7 +103,8 @@ class Optimisers:
 def optimisers(model: nn.Module, schedule: Schedule) -> Optimisers:
     """Muon (Keller Jordan, 2024) on the weight matrices inside transformer blocks, AdamW on the rest that trains."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [p for name, p in trained.items() if p.ndim == 2 and any(f"{b}." in name for b in ("resblocks", "layers"))]
+    blocks = ("resblocks.", "layers.")  # open_clip's, transformers'
+    matrices = [p for name, p in trained.items() if p.ndim == 2 and any(block in name for block in blocks)]
     chosen = {id(p) for p in matrices}
     decayed = [p for p in trained.values() if id(p) not in chosen and p.ndim >= 2]
     plain = [p for p in trained.values() if p.ndim < 2]

@@ -43,7 +43,10 @@ def test_the_run_is_named_after_the_first_file(base: Path) -> None:
         ("seeds=[1,1]", "seeds=[1, 1]: expected different seeds"),
         ("data.mean=[1,2]", "data.mean=[1, 2]: expected 3 values"),
         ("caption.kinds=[poem]", "caption.kinds=['poem']: expected some of description, conversation, reasoning"),
-        ("federate.clients_per_round=21", "federate.clients_per_round=21: expected at most data.partition.clients (20)"),
+        (
+            "federate.clients_per_round=21",
+            "federate.clients_per_round=21: expected at most data.partition.clients (20)",
+        ),
         ("data.recipe=nowhere.yaml", "nowhere.yaml: no such shard recipe"),
         ("variants.a.align.betta=1", "variants.a: align.betta: unknown key; did you mean align.beta?"),
         ("=3", "=3: expected key=value"),

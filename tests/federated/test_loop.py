@@ -39,7 +39,9 @@ def make(config: Config) -> tuple[Float64, LoopBackend, torch.Tensor, torch.Tens
     return copy.deepcopy(model), LoopBackend(model, images, labels, FedAvg(), config), images, labels
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"weight_decay": 0.01, "momentum": 0.5}, {"augment": "none"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9}, {"weight_decay": 0.01, "momentum": 0.5}, {"augment": "none"}]
+)
 def test_one_client_is_torch_sgd_on_the_same_batches(options: dict[str, object]) -> None:
     config = settings(**options)
     reference, backend, images, labels = make(config)

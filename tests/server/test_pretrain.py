@@ -44,9 +44,10 @@ class FakeClip:
 class LetterTokenizer:
     pad_token_id, eos_token_id = 1, 1
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        ids = [2 + (ord(letter) - ord("a")) % 26 for letter in text.lower() if letter.isalpha()]
-        return {"input_ids": [0, *ids] if add_special_tokens else ids}
+    def __call__(self, text: str | list[str]) -> dict[str, list]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
+        return {"input_ids": [0, *(2 + (ord(c) - ord("a")) % 26 for c in text.lower() if c.isalpha())]}
 
 
 class FakeMllm:

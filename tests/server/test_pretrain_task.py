@@ -26,9 +26,10 @@ class LetterTokenizer:
 
     pad_token_id, eos_token_id = None, 1
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        ids = [2 + (ord(letter) - ord("a")) % 26 for letter in text if letter.isalpha()]
-        return {"input_ids": [0, *ids] if add_special_tokens else ids}
+    def __call__(self, text: str | list[str]) -> dict[str, list]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
+        return {"input_ids": [0, *(2 + (ord(c) - ord("a")) % 26 for c in text if c.isalpha())]}
 
 
 def make_task(**settings) -> tuple[Distillation, tuple]:
@@ -49,7 +50,6 @@ def test_labels_are_the_answer_and_its_end_alone():
     encoder = TextEncoder(LetterTokenizer(), {"a": "xy", "b": "x"}, 8)
     tokens = encoder.encode(["a", "b"], ["c", "abc"])
     assert tokens.ids.tolist() == [[0, 25, 26, 4, 1, 1], [0, 25, 2, 3, 4, 1]]
-    assert tokens.mask.tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
     assert tokens.labels.tolist() == [[IGNORED] * 3 + [4, 1, IGNORED], [IGNORED] * 2 + [2, 3, 4, 1]]
 
 
@@ -71,7 +71,7 @@ def test_the_losses_are_those_of_the_method(alpha):
         h = alpha * h_f + (1 - alpha) * h_g
         total, count = 0.0, 0
         for row in range(3):
-            length = int(tokens.mask[row].sum())
+            length = int((tokens.labels[row] != IGNORED).nonzero().max()) + 1
             ids = tokens.ids[row, :length]
             inputs = torch.cat([h[row], task.embed(ids)])[None]
             log_p = task.language_model(inputs_embeds=inputs).logits[0].log_softmax(-1)
@@ -150,9 +150,7 @@ def test_the_contrastive_term_trains_f_and_its_scale_and_is_absent_without_a_wei
 def test_padding_changes_no_loss():
     task, (images, teacher, tokens) = make_task()
     task.eval()
-    longer = Tokens(
-        F.pad(tokens.ids, (0, 3), value=1), F.pad(tokens.mask, (0, 3)), F.pad(tokens.labels, (0, 3), value=IGNORED)
-    )
+    longer = Tokens(F.pad(tokens.ids, (0, 3), value=1), F.pad(tokens.labels, (0, 3), value=IGNORED))
     with torch.no_grad():
         first, second = task(images, teacher, tokens, 0.5), task(images, teacher, longer, 0.5)
     assert float(first["lm"]) == pytest.approx(float(second["lm"]), rel=1e-5)

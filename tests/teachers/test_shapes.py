@@ -6,7 +6,7 @@ import torch
 from fedscale import files
 from fedscale.config.schema import ClipConfig
 from fedscale.data.shapes import CLASSES
-from fedscale.house import find
+from fedscale.house import PACKAGE
 from fedscale.progress import SilentReporter
 from fedscale.teachers import shapes
 from fedscale.teachers.accuracy import classes_in, clip_accuracy, llava_accuracy
@@ -14,7 +14,7 @@ from fedscale.teachers.clip import ClipSize
 from fedscale.teachers.llava import LlavaSize
 from fedscale.teachers.optimiser import Schedule
 
-SHIPPED = find("teachers/shapes")
+SHIPPED = PACKAGE / "teachers" / "shapes"
 
 
 @pytest.fixture(scope="module")

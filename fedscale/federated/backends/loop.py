@@ -17,7 +17,7 @@ from fedscale.rng import torch_generator
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What a client's local training gives: its vector [P + S] (a view, valid until the next client), and its mean loss."""
+    """What a client's training gives: its vector [P + S] (a view, valid until the next client) and its mean loss."""
 
     vector: Tensor
     loss: float
