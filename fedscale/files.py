@@ -101,7 +101,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a JSON-lines file, an absent one giving none; a torn last line (a crash) is dropped."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines(), which would also break a row at the line separators that a text may hold.
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    if lines == [""]:
+        return []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -44,6 +44,14 @@ def test_a_torn_last_line_is_dropped_and_a_torn_middle_line_is_refused(tmp_path:
         files.read_jsonl(path)
 
 
+def test_a_text_with_line_separators_stays_one_row(tmp_path: Path) -> None:
+    rows = [{"text": "a\u2028b\u0085c\nd"}, {"text": "e"}]
+    files.write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert files.read_jsonl(tmp_path / "rows.jsonl") == rows
+    files.write_jsonl(tmp_path / "none.jsonl", [])
+    assert files.read_jsonl(tmp_path / "none.jsonl") == []
+
+
 def test_the_fingerprint_ignores_the_order_of_keys_and_sees_values() -> None:
     assert files.fingerprint({"a": 1, "b": [2]}) == files.fingerprint({"b": [2], "a": 1})
     assert files.fingerprint({"a": 1}) != files.fingerprint({"a": 2})
