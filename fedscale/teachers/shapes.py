@@ -2,7 +2,7 @@
 
 Both learn from captioned images of the stream SEED, which no recipe's images come from. Each must name the class of
 at least 80% of the held-out images (LLaVA: in its captions of every kind), else the script fails and ships nothing.
-About 10 minutes on one idle CPU core.
+About 6 minutes on one idle CPU core.
 """
 
 from __future__ import annotations

@@ -1,0 +1,89 @@
+import dataclasses
+
+import pytest
+import torch
+
+from fedscale import files
+from fedscale.config import Config
+from fedscale.config.schema import DataConfig, OfflineConfig, OpenPoolConfig, ShapesConfig, TeachersConfig
+from fedscale.errors import UserError
+from fedscale.models.clip import load_clip
+from fedscale.models.mllm import load_mllm
+from fedscale.progress import SilentReporter
+from fedscale.teachers import offline
+from fedscale.teachers.offline import ensure_offline_teachers, keyword_texts
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A pool of 60 small images with keywords, and a validation split."""
+    data = DataConfig(
+        name="shapes",
+        format="shapes",
+        dir=str(tmp_path_factory.mktemp("data") / "shards"),
+        recipe="shards/shapes.yaml",
+        imbalance_factor=2,
+        open_pool=OpenPoolConfig(reserve=6, validation=2),
+        shapes=ShapesConfig(train_per_class=14, test_per_class=1),
+    )
+    settings = OfflineConfig(enabled=True, images=40, clip_epochs=1, mllm_epochs=1, batch_size=20)
+    return Config(name="a", device="cpu", data=data, teachers=TeachersConfig(offline=settings))
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """The config with teachers, and the lines that were said."""
+    reporter = SilentReporter()
+    folder = tmp_path_factory.mktemp("run")
+    return ensure_offline_teachers(config, folder, reporter), reporter.lines, folder
+
+
+def test_both_teachers_are_whole_folders_of_the_ordinary_kind(trained):
+    config, _, folder = trained
+    clip, mllm = load_clip(config.teachers.clip), load_mllm(config.teachers.mllm)
+    images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
+    assert clip.encode_images(images).shape == (2, clip.embed_dim)
+    assert len(mllm.generate(images, [config.teachers.mllm.question] * 2, max_new_tokens=3)) == 2
+    assert [path.name.startswith("teachers-") for path in folder.iterdir()] == [True]
+
+
+def test_it_says_what_it_does_and_how_good_the_teachers_are(trained):
+    _, lines, folder = trained
+    said = "\n".join(lines)
+    assert "no published weights" in said and "validation accuracy" in said
+    card = files.read_json(next(folder.iterdir()) / "done.json")
+    assert card["images"] == 40 and 0 <= card["clip"] <= 100
+    assert set(card["llava"]) == {"description", "conversation", "reasoning"}
+
+
+def test_teachers_that_are_there_are_taken_and_others_are_not(trained, config, monkeypatch):
+    resolved, _, folder = trained
+    asked = []
+    monkeypatch.setattr(
+        offline, "_train", lambda *args: asked.append(args) or {"images": 0, "seconds": 0, "clip": None}
+    )
+    reporter = SilentReporter()
+    assert ensure_offline_teachers(config, folder, reporter).teachers == resolved.teachers
+    assert not asked and not reporter.lines
+    settings = dataclasses.replace(config.teachers.offline, lr=2e-3)
+    other = dataclasses.replace(config, teachers=dataclasses.replace(config.teachers, offline=settings))
+    assert ensure_offline_teachers(other, folder, reporter).teachers != resolved.teachers
+    assert len(asked) == 1
+
+
+def test_keyword_texts_say_no_more_than_the_keyword():
+    assert keyword_texts(["airplane", "polar_bear"]) == {
+        "description": ["a photo of an airplane.", "a photo of a polar bear."],
+        "conversation": ["an airplane.", "a polar bear."],
+        "reasoning": [
+            "it is an airplane, because it looks like an airplane.",
+            "it is a polar bear, because it looks like a polar bear.",
+        ],
+    }
+
+
+def test_an_image_size_that_patches_do_not_fit_is_refused(config, tmp_path):
+    odd = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=30))
+    with pytest.raises(UserError, match=r"data\.image_size=30.*multiple of 8"):
+        ensure_offline_teachers(odd, tmp_path, SilentReporter())
+    assert not list(tmp_path.iterdir())
