@@ -13,7 +13,7 @@ from typing import Any
 from fedscale.config import Config
 from fedscale.errors import Stopped
 from fedscale.progress import QueueReporter, forward
-from fedscale.runs import RunFolder
+from fedscale.runs import STAGES, RunFolder
 from fedscale.session import Flag, Session
 from fedscale.stages import children, needed, prerequisites, run_stage, stage_folder
 
@@ -95,6 +95,8 @@ def _execute_in_processes(jobs: list[Job], workers: int, session: Session) -> No
                 if session.stop_requested:
                     stop.set()
                 ready = [job for job in waiting if job.after <= finished] if not stop.is_set() else []
+                # The stages that most others wait for go first, so that no worker is left without work.
+                ready.sort(key=lambda job: STAGES.index(job.stage))
                 for job in ready[: workers - len(running)]:
                     running[pool.submit(_work, job)] = job
                     waiting.remove(job)
@@ -103,8 +105,7 @@ def _execute_in_processes(jobs: list[Job], workers: int, session: Session) -> No
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
                     job = running.pop(future)
-                    stop_others = future.exception() is not None
-                    if stop_others:
+                    if future.exception() is not None:
                         stop.set()  # the other stages save their state and end too
                     future.result()
                     finished.add(job.folder)

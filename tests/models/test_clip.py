@@ -4,6 +4,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from fedscale.config.schema import ClipConfig
@@ -39,7 +40,7 @@ def test_class_logits_are_scaled_cosines_with_the_class_prompts(clip):
 def test_preprocessing_is_open_clips_own_as_tensor_code(clip, height, width):
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
-    theirs = open_clip.image_transform_v2(open_clip.PreprocessCfg(**clip.model.visual.preprocess_cfg), is_train=False)
+    theirs = image_transform_v2(PreprocessCfg(**clip.model.visual.preprocess_cfg), is_train=False)
     ours = clip.preprocess(torch.from_numpy(np.array(smooth))[None])[0]
     assert ours.shape == (3, 32, 32)
     assert (ours - theirs(smooth)).abs().max() < 2.5 / 255 / 0.25  # Pillow rounds to whole levels after each axis
