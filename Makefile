@@ -31,7 +31,7 @@ demo-search: $(STAMP)
 	$(BIN)/python bench/demo_search.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

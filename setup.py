@@ -9,9 +9,9 @@ VERSION = "0.1.0"
 
 
 def data_packages() -> dict[str, str]:
-    """configs/ and shards/ become fedscale/configs and fedscale/shards once installed."""
-    folders = [HERE / "configs", *sorted(p for p in (HERE / "configs").iterdir() if p.is_dir()), HERE / "shards"]
-    relative = [folder.relative_to(HERE) for folder in folders if any(folder.glob("*.yaml"))]
+    """configs/, launch/ and shards/*.yaml become fedscale/configs, …/launch and …/shards once installed."""
+    trees = [folder for top in ("configs", "launch") for folder in (HERE / top, *sorted((HERE / top).rglob("*/")))]
+    relative = [folder.relative_to(HERE) for folder in (*trees, HERE / "shards") if any(folder.glob("*.yaml"))]
     return {"fedscale." + ".".join(path.parts): str(path) for path in relative}
 
 
@@ -43,7 +43,7 @@ setup(
         "timm>=1.0,<2",
         "peft>=0.19,<1",
         "webdataset>=1.0.2,<2",
-        "huggingface_hub>=1.0,<2",
+        "huggingface_hub>=1.0,<3",
         "tokenizers>=0.22,<1",
         "safetensors>=0.6,<1",
         "numpy>=2.0,<3",
@@ -71,7 +71,6 @@ setup(
     },
     entry_points={"console_scripts": ["fedscale=fedscale.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

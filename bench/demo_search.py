@@ -24,7 +24,7 @@ from fedscale.runs import RunFolder
 from fedscale.session import Session
 from fedscale.stages import children
 
-FEDERATE_RATES = (0.03, 0.1, 0.3)
+FEDERATE_RATES = (0.03, 0.1, 0.3, 1.0)
 ALIGN_RATES = (0.01, 0.03, 0.1)
 SEEDS = [101, 102]
 STARTS = {"fedavg": False, "pretrain": True}  # variant → does it start from pretrained weights

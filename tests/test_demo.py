@@ -104,6 +104,37 @@ def test_a_run_killed_in_federation_resumes_to_the_same_bytes(finished: Path) ->
     assert [json.loads(row)["round"] for row in rows] == list(range(1, 13))
 
 
+def test_accelerate_launch_starts_the_same_words_to_the_same_bytes(finished: Path) -> None:
+    launcher = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(Path("launch/accelerate/single.yaml").resolve()),
+    ]
+    captions = finished / "runs" / "demo" / "full-s1" / "caption"
+    for stage in ("pretrain", "federate"):
+        words = [
+            stage,
+            "configs/demo.yaml",
+            "variant=full",
+            *SMALL,
+            "out=launched",
+            f"caption.dir={captions}",
+            "jobs=2",
+        ]
+        launched = subprocess.run(
+            [sys.executable, *launcher, "-m", "fedscale", *words],
+            capture_output=True,
+            text=True,
+            cwd=finished,
+            timeout=300,
+        )
+        assert launched.returncode == 0, launched.stderr
+    theirs, ours = results(finished / "launched" / "demo"), results(finished / "runs" / "demo")
+    assert theirs and theirs == {name: ours[name] for name in theirs}
+    assert {"full-s1/pretrain/export/model.safetensors", "full-s1/federate/model.safetensors"} <= {*theirs}
+
+
 def test_sigterm_saves_the_state_and_ends_with_75(finished: Path) -> None:
     words = ["run", "configs/demo.yaml", "variant=fedavg", *SMALL, "federate.rounds=500", "out=stopped", "jobs=2"]
     process = subprocess.Popen(command(*words), cwd=finished, stderr=subprocess.PIPE, text=True)

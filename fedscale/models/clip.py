@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedscale.config.schema import ClipConfig
-from fedscale.models.hub import explained, local_folder
+from fedscale.models.hub import explained, local_folder, offline_where_unreachable
 
 KEY = "teachers.clip.model"
 MARKER = "open_clip_config.json"
@@ -59,12 +60,14 @@ class ClipTeacher:
         if self._squash:
             resized = self._size
         else:  # `shortest`; `longest` is the same on the square images that this project holds
-            ratio = max(self._size[0] / height, self._size[1] / width)
-            resized = (max(self._size[0], round(height * ratio)), max(self._size[1], round(width * ratio)))
+            # The longer side is cut off to whole pixels, as torchvision's Resize does.
+            across = self._size[0] * width <= self._size[1] * height  # the width decides
+            wanted, short = (self._size[1], width) if across else (self._size[0], height)
+            resized = (wanted * height // short, wanted * width // short)
         if resized != (height, width):
             pixels = F.interpolate(pixels, resized, mode=self._interpolation, antialias=True, align_corners=False)
             pixels = pixels.clamp(0, 1)  # bicubic overshoots, and PIL's, which the weights were trained with, clips
-        top, left = (resized[0] - self._size[0]) // 2, (resized[1] - self._size[1]) // 2
+        top, left = (round((have - want) / 2) for have, want in zip(resized, self._size, strict=True))
         pixels = pixels[:, :, top : top + self._size[0], left : left + self._size[1]]
         return (pixels - self._mean) / self._std
 
@@ -76,7 +79,7 @@ def load_clip(config: ClipConfig, device: torch.device | str = "cpu") -> ClipTea
     folder = None if ":" in config.model else local_folder(config.model, MARKER, KEY)
     name = f"local-dir:{folder}" if folder else config.model
     pretrained = None if ":" in name else config.pretrained
-    with explained(KEY, config.model), _quiet():
+    with explained(KEY, config.model), _quiet(), nullcontext() if folder else offline_where_unreachable():
         model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True, device="cpu")
         tokenizer = open_clip.get_tokenizer(name)
     return ClipTeacher(model, tokenizer, torch.device(device))
@@ -87,7 +90,7 @@ class _quiet:
 
     def __enter__(self) -> None:
         self._before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)  # what is an error is raised too, and explained
 
     def __exit__(self, *error: object) -> None:
         logging.disable(self._before)

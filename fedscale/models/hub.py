@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ REMEDY = (
     "stage it with `fedscale fetch CONFIG` where there is a network, name a local folder, "
     "or add configs/overlays/offline_teachers.yaml"
 )
+CONNECT_SECONDS = 5.0
 
 
 def local_folder(name: str, marker: str, key: str) -> Path | None:
@@ -29,6 +33,34 @@ def local_folder(name: str, marker: str, key: str) -> Path | None:
     if not (folder / marker).is_file():
         raise UserError(f"{key}={name}: the folder {folder} holds no {marker}; expected a whole saved model")
     return folder
+
+
+@contextmanager
+def offline_where_unreachable() -> Iterator[None]:
+    """Within the block the hub clients use their caches alone if the hub cannot be reached.
+
+    Left to themselves they retry every file for most of a minute, also the files that are in the cache.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether a connection to the hub opens; behind a proxy only the proxy could tell, so it is assumed."""
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    url = urllib.parse.urlparse(endpoint)
+    try:
+        socket.create_connection((url.hostname or "", url.port or 443), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fedscale.config.schema import MllmConfig
 from fedscale.errors import UserError
-from fedscale.models.hub import explained, local_folder
+from fedscale.models.hub import explained, local_folder, offline_where_unreachable
 
 KEY = "teachers.mllm.model"
 MARKER = "config.json"
@@ -154,7 +155,7 @@ def load_mllm(config: MllmConfig, device: torch.device | str = "cpu") -> Mllm:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        with explained(KEY, config.model):
+        with explained(KEY, config.model), nullcontext() if folder else offline_where_unreachable():
             processor = AutoProcessor.from_pretrained(source, revision=config.revision)
             model = AutoModelForImageTextToText.from_pretrained(source, revision=config.revision, dtype=dtype)
     finally:
