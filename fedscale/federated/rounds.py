@@ -24,8 +24,7 @@ from fedscale.federated.aggregate import WeightedMean
 from fedscale.federated.backends import LoopBackend
 from fedscale.federated.cohort import by_steps, sample_cohort
 from fedscale.federated.methods import METHODS
-from fedscale.models import build_model
-from fedscale.rng import derive
+from fedscale.models import initial_model, save_weights
 from fedscale.runs import RunFolder
 from fedscale.session import Session
 
@@ -46,7 +45,7 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
     counts = np.bincount(train.labels, minlength=len(manifest.class_names)).tolist()
 
     method = METHODS[config.federate.method]()
-    model = initial_model(config, manifest, run).to(device)
+    model = starting_model(config, manifest, run).to(device)
     # Copy-on-write pages of the store where it lies on the CPU, one copy on the GPU otherwise.
     images = torch.from_numpy(np.asarray(train.images)).to(device)
     labels = torch.from_numpy(np.asarray(train.labels)).to(device)
@@ -81,29 +80,22 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
 
     backend.flat.load(vector)
     evaluation = evaluation or evaluate(model, judged, manifest.class_names, counts, config)
-    save_model(model, folder / "model.safetensors")
+    save_weights(model, folder / "model.safetensors")
     files.write_json(folder / "evaluation.json", evaluation.to_dict())
     if diverged:
         reporter.say(f"federate: {len(diverged)} diverged client(s) left out of the mean: {', '.join(diverged[:5])}")
     return {"rounds": rounds, **evaluation.scores(), "partition": partition.note, "diverged": diverged}
 
 
-def initial_model(config: Config, manifest: Manifest, run: RunFolder) -> nn.Module:
+def starting_model(config: Config, manifest: Manifest, run: RunFolder) -> nn.Module:
     """The model that round 1 starts from: the pretrained f, or the seed's own initial weights."""
-    torch.manual_seed(derive(config.seed, "model"))
-    model = build_model(config.model, len(manifest.class_names))
+    model = initial_model(config, len(manifest.class_names))
     if config.pretrain.enabled:
         path = run.stage("pretrain") / "export" / "model.safetensors"
         if not path.exists():
             raise UserError(f"{path}: no such file; run `fedscale pretrain` first, or set pretrain.enabled=false")
         model.load_state_dict(load_file(path))
     return model
-
-
-def save_model(model: nn.Module, path: Path) -> None:
-    """Publish a model's state as safetensors, every tensor contiguous."""
-    with files.published(path) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
 
 
 def _one_round(

@@ -1,14 +1,22 @@
-"""The compact models (`build_model`); the teachers are in `clip` and `mllm`, the projector in `projector`.
+"""The compact models: built, with a seed's initial weights, saved. Teachers are in `clip` and `mllm`.
 
 Importing this package brings in neither open_clip nor transformers, so `federate` may.
 """
 
 from __future__ import annotations
 
-from fedscale.config.schema import ModelConfig
-from fedscale.models.resnet import Classifier, ResNet8, ResNet50
+from pathlib import Path
 
-__all__ = ["Classifier", "ResNet8", "ResNet50", "build_model"]
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fedscale import files
+from fedscale.config.schema import Config, ModelConfig
+from fedscale.models.resnet import Classifier, ResNet8, ResNet50
+from fedscale.rng import derive
+
+__all__ = ["Classifier", "ResNet8", "ResNet50", "build_model", "initial_model", "save_weights"]
 
 
 def build_model(config: ModelConfig, num_classes: int) -> Classifier:
@@ -16,3 +24,15 @@ def build_model(config: ModelConfig, num_classes: int) -> Classifier:
     if config.name == "resnet50":
         return ResNet50(num_classes)
     return ResNet8(num_classes, config.width)
+
+
+def initial_model(config: Config, num_classes: int) -> Classifier:
+    """f with the seed's own initial weights: those that pretraining and training from scratch both start from."""
+    torch.manual_seed(derive(config.seed, "model"))
+    return build_model(config.model, num_classes)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Publish a model's state as safetensors, every tensor contiguous and on the CPU."""
+    with files.published(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)

@@ -18,7 +18,7 @@ from fedscale.data.store import open_store
 from fedscale.device import pick_device
 from fedscale.errors import UserError
 from fedscale.evaluation import evaluate
-from fedscale.models import build_model
+from fedscale.models import build_model, save_weights
 from fedscale.runs import RunFolder
 from fedscale.server.align_set import AlignmentSet, Pool, draw
 from fedscale.server.align_teacher import load_teacher
@@ -48,8 +48,7 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
     before = evaluate(model, judged, names, counts, config)
     model = train(model, data, len(names), config, folder, session)
     after = evaluate(model, judged, names, counts, config)
-    with files.published(folder / "model.safetensors") as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    save_weights(model, folder / "model.safetensors")
     files.write_json(folder / "evaluation.json", after.to_dict())
     return {
         **after.scores(),

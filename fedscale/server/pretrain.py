@@ -6,14 +6,12 @@ Through Accelerate: the launch config chooses the strategy. Teachers, loader and
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedscale import checkpoints, files
@@ -25,7 +23,7 @@ from fedscale.device import pick_device
 from fedscale.distributed.accelerator import any_rank, make_accelerator
 from fedscale.distributed.state import load_state, save_state
 from fedscale.errors import Stopped, UserError
-from fedscale.models import Classifier, build_model
+from fedscale.models import Classifier, initial_model, save_weights
 from fedscale.models.clip import ClipTeacher, load_clip
 from fedscale.models.mllm import load_mllm
 from fedscale.progress import Task
@@ -62,8 +60,7 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
         trainer.train(session, task)
     seconds = time.perf_counter() - began
     student = trainer.student()
-    with files.published(folder / "export" / "model.safetensors") as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in student.state_dict().items()}, temporary)
+    save_weights(student, folder / "export" / "model.safetensors")
     trained = (trainer.steps - started_at) * config.pretrain.batch_size
     return {
         "steps": trainer.steps,
@@ -90,7 +87,7 @@ class Trainer:
         self._clip: ClipTeacher = load_clip(config.teachers.clip, self._accelerator.device)
         language_model, self._encoder = _language_side(config, self._accelerator.device)
         # Kept from before `prepare`: accelerate's unwrap_model would import deepspeed, which takes seconds.
-        self._student = initial_student(config, manifest)
+        self._student = initial_model(config, len(manifest.class_names))
         torch.manual_seed(derive(config.seed, "pretrain heads"))
         task = Distillation(self._student, language_model, self._clip.embed_dim, settings)
         self.num_trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
@@ -183,14 +180,8 @@ class Trainer:
                 )
             load_state(found[1] / "state", self._task, self._optimizer.optimizer)
         rows = [row for row in files.read_jsonl(self._folder / "metrics.jsonl") if row["step"] <= step]
-        files.write_text(self._folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        files.write_jsonl(self._folder / "metrics.jsonl", rows)
         return step
-
-
-def initial_student(config: Config, manifest: Manifest) -> Classifier:
-    """f with the seed's own initial weights: those that training from scratch starts from too."""
-    torch.manual_seed(derive(config.seed, "model"))
-    return build_model(config.model, len(manifest.class_names))
 
 
 def _language_side(config: Config, device: torch.device) -> tuple[Any, TextEncoder]:

@@ -18,7 +18,7 @@ from fedscale.data.manifest import Manifest
 from fedscale.data.store import ClientStore, open_store
 from fedscale.errors import Stopped
 from fedscale.evaluation import predict
-from fedscale.models import build_model
+from fedscale.models import initial_model
 from fedscale.rng import derive, numpy_generator, torch_generator
 from fedscale.server.pretrain_schedule import lr_at
 from fedscale.session import Session
@@ -37,8 +37,7 @@ def run_probe(
     probe, data = config.pretrain.probe, config.data
     train = open_store(manifest, "train", data.image_size, session.reporter, data.max_corrupt)
     test = open_store(manifest, "test", data.image_size, session.reporter, data.max_corrupt)
-    torch.manual_seed(derive(config.seed, "model"))
-    scratch = build_model(config.model, len(manifest.class_names))
+    scratch = initial_model(config, len(manifest.class_names))
     rows = []
     with session.reporter.task("probe", 2 * len(probe.fractions), "models") as task:
         for fraction in probe.fractions:

@@ -19,6 +19,7 @@ from fedscale.data.images import encode_png
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.shards import Sample, write_shard
 from fedscale.errors import Stopped, UserError
+from fedscale.models import initial_model
 from fedscale.runs import RunFolder
 from fedscale.server import caption, pretrain, pretrain_data
 from fedscale.server.pretrain_data import PairStream
@@ -149,7 +150,7 @@ def keys_of(stream: PairStream, config: Config, start: int, steps: int, **split)
 def test_it_exports_f_alone_and_logs_every_step(manifest, tmp_path):
     config, run = captioned(manifest, tmp_path / "run")
     summary = pretrain.run(config, run, Session())
-    initial = pretrain.initial_student(config, manifest)
+    initial = initial_model(config, len(manifest.class_names))
     found = export(run)
     assert found.keys() == initial.state_dict().keys()
     assert not torch.equal(found["conv1.weight"], initial.state_dict()["conv1.weight"])
@@ -222,9 +223,9 @@ def test_after_a_kill_it_goes_on_from_the_newest_complete_step(manifest, tmp_pat
 def test_the_seed_decides_and_the_start_is_that_of_training_from_scratch(manifest, tmp_path):
     config = config_of(manifest)
     torch.manual_seed(99)
-    first = pretrain.initial_student(config, manifest).state_dict()
-    assert equal(first, pretrain.initial_student(config, manifest).state_dict())
-    assert not equal(first, pretrain.initial_student(dataclasses.replace(config, seed=8), manifest).state_dict())
+    first = initial_model(config, len(manifest.class_names)).state_dict()
+    assert equal(first, initial_model(config, len(manifest.class_names)).state_dict())
+    assert not equal(first, initial_model(dataclasses.replace(config, seed=8), len(manifest.class_names)).state_dict())
 
 
 def test_every_pair_is_seen_once_an_epoch_in_another_order_each(manifest, tmp_path):
