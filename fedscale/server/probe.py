@@ -19,7 +19,7 @@ from fedscale.data.store import ClientStore, open_store
 from fedscale.errors import Stopped
 from fedscale.evaluation import predict
 from fedscale.models import initial_model
-from fedscale.rng import derive, numpy_generator, torch_generator
+from fedscale.rng import numpy_generator, torch_generator
 from fedscale.server.pretrain_schedule import lr_at
 from fedscale.session import Session
 
