@@ -64,6 +64,20 @@ def _reachable(endpoint: str) -> bool:
 
 
 @contextmanager
+def without_bars() -> Iterator[None]:
+    """Within the block transformers shows no progress bars of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def explained(key: str, name: str) -> Iterator[None]:
     """What transformers and open_clip raise when weights cannot be had (OSError, RuntimeError) as one UserError."""
     try:

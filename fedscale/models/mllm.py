@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedscale.config.schema import MllmConfig
 from fedscale.errors import UserError
-from fedscale.models.hub import explained, local_folder, offline_where_unreachable
+from fedscale.models.hub import explained, local_folder, offline_where_unreachable, without_bars
 
 KEY = "teachers.mllm.model"
 MARKER = "config.json"
@@ -146,21 +146,14 @@ def load_mllm(config: MllmConfig, device: torch.device | str = "cpu") -> Mllm:
     Raises UserError, with the remedies, when its weights can be had nowhere.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging as transformers_logging
 
     device = torch.device(device)
     folder = local_folder(config.model, MARKER, KEY)
     source = str(folder) if folder else config.model
     dtype = "float32" if config.dtype == "auto" and device.type == "cpu" else config.dtype
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with explained(KEY, config.model), nullcontext() if folder else offline_where_unreachable():
-            processor = AutoProcessor.from_pretrained(source, revision=config.revision)
-            model = AutoModelForImageTextToText.from_pretrained(source, revision=config.revision, dtype=dtype)
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
+    with explained(KEY, config.model), without_bars(), nullcontext() if folder else offline_where_unreachable():
+        processor = AutoProcessor.from_pretrained(source, revision=config.revision)
+        model = AutoModelForImageTextToText.from_pretrained(source, revision=config.revision, dtype=dtype)
     return Mllm(model, processor, device)
 
 

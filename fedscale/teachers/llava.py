@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from fedscale.data.augment import augment, normalise
+from fedscale.models.hub import without_bars
 from fedscale.progress import Reporter
 from fedscale.rng import derive, numpy_generator, torch_generator
 from fedscale.teachers.optimiser import Schedule, optimisers
@@ -92,7 +93,8 @@ def train_llava(
             loss = _loss(model, features, prompt, answers[kind].of(batch).to(device))
             optimiser.step(loss, step / steps)
             task.advance(note=f"loss {loss.item():.3f}" if step % 20 == 0 else "")
-    model.cpu().half().save_pretrained(out)
+    with without_bars():
+        model.cpu().half().save_pretrained(out)
     processor.save_pretrained(out)
 
 
