@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedscale import __version__
+from fedscale import __version__, files
 from fedscale.config import Config, load_config, load_recipe, to_yaml
 from fedscale.errors import EXIT_REQUEUE, EXIT_USER, Stopped, UserError
 from fedscale.progress import TerminalReporter
@@ -56,6 +56,11 @@ def _exits(command: Callable[..., None]) -> Callable[..., None]:
         except Stopped as stopped:
             _complain(f"{stopped}; the same command resumes it")
             raise typer.Exit(EXIT_REQUEUE) from None
+        except Exception as error:
+            if (line := files.disk_trouble(error)) is None:
+                raise
+            _complain(f"error: {line}")
+            raise typer.Exit(EXIT_USER) from None
 
     return wrapped
 

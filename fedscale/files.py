@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,24 @@ def unwritable(path: Path, error: OSError) -> Exception:
     if error.errno not in remedies:
         return error
     return UserError(f"{path}: cannot be written ({remedies[error.errno]})")
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """The line for an error that is a full or read-only disk at heart, however a library wrapped it; else None.
+
+    safetensors and torch's checkpoints raise errors of their own, which carry the number in their text alone.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        numbers = {
+            getattr(found, "errno", None),
+            *(int(n) for n in re.findall(r"(?:os error |\[Errno )(\d+)", str(found))),
+        }
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if number in numbers:
+                return f"a file cannot be written ({os.strerror(number).lower()}); the same command resumes afterwards"
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,6 +27,19 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_seen_through_what_libraries_make_of_it() -> None:
+    from safetensors import SafetensorError
+
+    wrapped = RuntimeError("checkpoint failed")
+    wrapped.__cause__ = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    line = files.disk_trouble(wrapped)
+    assert line is not None and "no space left on device" in line
+    assert files.disk_trouble(RuntimeError("[Errno 30] Read-only file system")) is not None
+    assert files.disk_trouble(OSError(errno.ENOSPC, "full")) is not None
+    assert files.disk_trouble(RuntimeError("step 28 failed")) is None
+    assert files.disk_trouble(FileNotFoundError(errno.ENOENT, "gone")) is None
+
+
 def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
