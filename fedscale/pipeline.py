@@ -44,6 +44,8 @@ def execute(config: Config, session: Session) -> None:
     """Build the shards and stores, then run the plan. Raises the first UserError or Stopped of any stage."""
     jobs = plan(config)
     RunFolder(Path(config.out) / config.name).describe(config)
+    for job in jobs:  # before any of them works for minutes
+        stage_folder(job.config, job.stage).check()
     if all(stage_folder(job.config, job.stage).complete for job in jobs):
         session.reporter.say(f"{Path(config.out) / config.name}: all stages are complete")
         return

@@ -74,18 +74,20 @@ class StageFolder:
         marker = self.path / "done.json"
         return marker.exists() and files.read_json(marker).get("fingerprint") == files.fingerprint(self.inputs)
 
-    def open(self) -> None:
-        """Write `inputs.json`, or check the one that is there. Raises UserError naming the keys that differ."""
+    def check(self) -> None:
+        """Raises UserError, naming the keys that differ, when the folder holds a result of other inputs."""
         path = self.path / "inputs.json"
-        if path.exists():
-            differing = _differences(files.read_json(path), _jsonable(self.inputs))
-            if differing:
-                raise UserError(
-                    f"{self.path}: holds a result of another config ({'; '.join(differing[:3])}); "
-                    "choose another name= or out=, or delete the folder"
-                )
-            return
-        files.write_json(path, self.inputs)
+        differing = _differences(files.read_json(path), _jsonable(self.inputs)) if path.exists() else []
+        if differing:
+            raise UserError(
+                f"{self.path}: holds a result of another config ({'; '.join(differing[:3])}); "
+                "choose another name= or out=, or delete the folder"
+            )
+
+    def open(self) -> None:
+        """Check the folder and write `inputs.json`. Raises UserError like `check`."""
+        self.check()
+        files.write_json(self.path / "inputs.json", self.inputs)
 
     def close(self, **summary: Any) -> None:
         """Publish the marker `done.json`, with the stage's own summary (seconds, counts) in it."""

@@ -113,6 +113,17 @@ def test_a_single_run_with_another_config_is_refused_by_the_differing_keys(
     assert len(done) == 1
 
 
+def test_a_folder_of_another_config_is_refused_before_any_stage_works(
+    config: Config, done: list[tuple[str, str, int]]
+) -> None:
+    pipeline.execute(config, Session())
+    done.clear()
+    other = overlaid(config, {"federate": {"rounds": 3}})
+    with pytest.raises(UserError, match=r"align: holds a result of another config \(federate.federate.rounds was 200"):
+        pipeline.execute(other, Session())
+    assert done == []
+
+
 def test_a_stopped_stage_is_not_marked_complete(config: Config, done: list[tuple[str, str, int]]) -> None:
     session = Session()
     session.stop.set()
