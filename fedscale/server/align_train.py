@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedscale import files
 from fedscale.config.schema import Config
 from fedscale.data.augment import augment, normalise
+from fedscale.data.balance import drawn_evenly
 from fedscale.device import pick_device
 from fedscale.distributed.accelerator import any_rank, make_accelerator
 from fedscale.errors import Stopped, UserError
@@ -42,11 +43,9 @@ def balanced_batches(
     than `per_class` goes through them again, each as often as the others, give or take one.
     """
     draws = numpy_generator(seed, "align order", epoch)
-    columns = []
-    for label in draws.permutation(num_classes):
-        own = np.flatnonzero(labels == label)
-        repeats = math.ceil(per_class / len(own))
-        columns.append(np.concatenate([draws.permutation(own) for _ in range(repeats)])[:per_class])
+    columns = [
+        drawn_evenly(np.flatnonzero(labels == label), per_class, draws) for label in draws.permutation(num_classes)
+    ]
     # Taken row by row the classes take turns, so that any stretch of the order is as even as it can be.
     order = np.stack(columns, axis=1).reshape(-1)
     return np.array_split(order, math.ceil(len(order) / batch_size))

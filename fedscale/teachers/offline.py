@@ -7,6 +7,7 @@ the run's log with their accuracy on the validation split, and in the report.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fedscale import files
 from fedscale.config import Config, to_dict
+from fedscale.data.balance import drawn_evenly
 from fedscale.data.build import ensure_shards
 from fedscale.data.folders import published_folder
 from fedscale.data.manifest import Manifest
@@ -28,7 +30,7 @@ from fedscale.progress import Reporter
 from fedscale.rng import numpy_generator
 from fedscale.teachers.optimiser import Schedule
 
-LAYOUT = 1  # raise it when the training below changes, so that older teachers are not taken for its result
+LAYOUT = 2  # raise it when the training below changes, so that older teachers are not taken for its result
 MARKER = "done.json"
 TEMPLATES = {
     "description": "a photo of {a} {name}.",
@@ -57,6 +59,19 @@ def ensure_offline_teachers(config: Config, folder: Path, reporter: Reporter) ->
     clip = dataclasses.replace(config.teachers.clip, model=str(home / "clip"), pretrained=None)
     mllm = dataclasses.replace(config.teachers.mllm, model=str(home / "llava"), revision=None)
     return dataclasses.replace(config, teachers=dataclasses.replace(config.teachers, clip=clip, mllm=mllm))
+
+
+def evenly(keywords: Sequence[str], seed: int) -> np.ndarray:
+    """Indices, about as many as there are images, in which every keyword comes equally often.
+
+    The pool is the clients' long tail turned round: teachers trained on it as it is prefer the classes that clients
+    hold least of, and alignment hands that on (CIFAR-10-LT, IF 100: Many fell from 71 to 16).
+    """
+    words = np.asarray(keywords)
+    names = sorted(set(keywords))
+    share = math.ceil(len(words) / len(names))
+    draws = numpy_generator(seed, "offline evenly")
+    return np.concatenate([drawn_evenly(np.flatnonzero(words == name), share, draws) for name in names])
 
 
 def keyword_texts(keywords: Sequence[str]) -> dict[str, list[str]]:
@@ -98,6 +113,8 @@ def _train(config: Config, manifest: Manifest, out: Path, reporter: Reporter) ->
     if side % 8:
         raise UserError(f"data.image_size={side}: offline teachers see patches of 8 pixels; choose a multiple of 8")
     images, keywords = _pool(config, manifest, reporter)
+    even = evenly(keywords, config.caption.seed)
+    images, keywords = images[torch.from_numpy(even)], [keywords[i] for i in even]
     clip_schedule = Schedule(
         epochs=settings.clip_epochs,
         batch_size=settings.batch_size,
