@@ -14,13 +14,14 @@ class FlatModel:
 
     `gradient` [P] holds the parameters' gradients likewise. 4-D weights lie channels-last inside their block, so that
     convolutions over channels-last images need no copy. Integer buffers (`num_batches_tracked`) stay outside: they
-    are not averaged.
+    are not averaged, and each load sets them back, so that no result depends on what a process trained before.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         parameters = list(model.parameters())
         statistics = [b for b in model.buffers() if b.is_floating_point()]
+        self._counters = [(b, b.clone()) for b in model.buffers() if not b.is_floating_point()]
         device, dtype = parameters[0].device, parameters[0].dtype
         self.num_parameters = sum(p.numel() for p in parameters)
         self.vector = torch.empty(self.num_parameters + sum(b.numel() for b in statistics), device=device, dtype=dtype)
@@ -43,6 +44,8 @@ class FlatModel:
     def load(self, vector: Tensor) -> None:
         """Make the model's state equal to `vector` [P + S]."""
         self.vector.copy_(vector)
+        for counter, initial in self._counters:
+            counter.copy_(initial)
 
 
 def _view(flat: Tensor, offset: int, shape: torch.Size) -> Tensor:
