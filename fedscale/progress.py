@@ -112,6 +112,21 @@ class SilentReporter:
         self.lines.append(line)
 
 
+class LabelledReporter:
+    """Says with every task and line which child run it belongs to."""
+
+    def __init__(self, reporter: Reporter, label: str) -> None:
+        self._reporter, self._label = reporter, label
+
+    @contextmanager
+    def task(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
+        with self._reporter.task(f"{description} ({self._label})", total, unit) as task:
+            yield task
+
+    def say(self, line: str) -> None:
+        self._reporter.say(f"({self._label}) {line}")
+
+
 class QueueReporter:
     """Inside a worker process: puts what is reported on a queue, for `forward` in the parent to show."""
 

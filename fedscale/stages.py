@@ -13,6 +13,7 @@ from typing import Any
 from fedscale import files
 from fedscale.config import Config, overlaid
 from fedscale.errors import UserError
+from fedscale.progress import LabelledReporter
 from fedscale.runs import RunFolder, StageFolder, stage_inputs
 from fedscale.session import Session
 
@@ -73,9 +74,11 @@ def stage_folder(config: Config, stage: str) -> StageFolder:
 def run_stage(config: Config, stage: str, session: Session) -> None:
     """Carry out one stage, or say that it is complete. Raises UserError and Stopped like the stage itself."""
     folder = stage_folder(config, stage)
-    name = f"{stage} ({config.variant}, seed {config.seed})" if config.variant else stage
+    if config.variant:
+        label = f"{config.variant}, seed {config.seed}"
+        session = dataclasses.replace(session, reporter=LabelledReporter(session.reporter, label))
     if folder.complete:
-        session.reporter.say(f"{name}: complete, nothing to do")
+        session.reporter.say(f"{stage}: complete, nothing to do")
         return
     from fedscale.device import use_threads  # torch, only once there is work to do
 
@@ -86,7 +89,7 @@ def run_stage(config: Config, stage: str, session: Session) -> None:
     summary = runner(_with_teachers(config, stage, session), RunFolder.of(config), session)
     seconds = time.perf_counter() - began
     folder.close(**{**summary, "seconds": round(seconds, 3)})
-    session.reporter.say(f"{name}: done in {seconds:.1f} s")
+    session.reporter.say(f"{stage}: done in {seconds:.1f} s")
 
 
 def _with_teachers(config: Config, stage: str, session: Session) -> Config:

@@ -124,6 +124,12 @@ def test_a_folder_of_another_config_is_refused_before_any_stage_works(
     assert done == []
 
 
+def test_what_a_child_run_says_names_the_child(config: Config, done: list[tuple[str, str, int]]) -> None:
+    reporter = SilentReporter()
+    pipeline.execute(dataclasses.replace(config, variant="fedavg", seeds=(2,)), Session(reporter))
+    assert reporter.lines[-1].startswith("(fedavg, seed 2) federate: done in ")
+
+
 def test_a_stopped_stage_is_not_marked_complete(config: Config, done: list[tuple[str, str, int]]) -> None:
     session = Session()
     session.stop.set()

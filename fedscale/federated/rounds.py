@@ -58,7 +58,7 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
     evaluation: Evaluation | None = None
     diverged: list[str] = []
 
-    with reporter.task(f"federate {config.variant or config.federate.method}", rounds, "rounds") as task:
+    with reporter.task("federate", rounds, "rounds") as task:
         task.advance(finished)
         for number in range(finished + 1, rounds + 1):
             began = time.perf_counter()
