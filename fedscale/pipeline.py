@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -76,8 +77,17 @@ def _start_worker(events: Any, stop: Flag) -> None:
     # The parent alone listens to signals, and passes them on through `stop`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     global _worker_session
     _worker_session = Session(QueueReporter(events), stop)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing where the resumed run writes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a worker process ends with its parent"
+    parent.join()
+    os._exit(1)
 
 
 def _work(job: Job) -> None:

@@ -103,6 +103,28 @@ def test_a_run_killed_in_federation_resumes_to_the_same_bytes(finished: Path) ->
     assert [json.loads(row)["round"] for row in rows] == list(range(1, 13))
 
 
+def test_workers_end_when_their_parent_is_killed(finished: Path) -> None:
+    words = ["run", "configs/demo.yaml", "variant=fedavg", *SMALL, "federate.rounds=500", "out=orphans", "jobs=2"]
+    process = subprocess.Popen(command(*words), cwd=finished, stderr=subprocess.DEVNULL)
+    folder = finished / "orphans" / "demo" / "fedavg-s1" / "federate"
+    wait_for(folder / "round_2" / "COMPLETE", process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert workers
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_accelerate_launch_starts_the_same_words_to_the_same_bytes(finished: Path) -> None:
     launcher = [
         "-m",

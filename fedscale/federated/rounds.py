@@ -23,7 +23,7 @@ from fedscale.evaluation import Evaluation, evaluate
 from fedscale.federated.aggregate import WeightedMean
 from fedscale.federated.backends import LoopBackend
 from fedscale.federated.cohort import by_steps, sample_cohort
-from fedscale.federated.methods import METHODS
+from fedscale.federated.methods import METHODS, Method
 from fedscale.models import initial_model, save_weights
 from fedscale.runs import RunFolder
 from fedscale.session import Session
@@ -62,7 +62,7 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
         task.advance(finished)
         for number in range(finished + 1, rounds + 1):
             began = time.perf_counter()
-            vector, loss, lost = _one_round(config, backend, partition, vector, number)
+            vector, loss, lost = _one_round(config, method, backend, partition, vector, number)
             diverged += [f"client {client} in round {number}" for client in lost]
             row: dict[str, Any] = {"round": number, "loss": loss, "diverged": len(lost)}
             if number % config.eval.every == 0 or number == rounds:
@@ -99,10 +99,9 @@ def starting_model(config: Config, manifest: Manifest, run: RunFolder) -> nn.Mod
 
 
 def _one_round(
-    config: Config, backend: LoopBackend, partition: Partition, vector: Tensor, number: int
+    config: Config, method: Method, backend: LoopBackend, partition: Partition, vector: Tensor, number: int
 ) -> tuple[Tensor, float, list[int]]:
     """The next global vector, the cohort's mean loss, and the clients that diverged (left out of the mean)."""
-    method = METHODS[config.federate.method]()
     sizes = [len(samples) for samples in partition.clients]
     cohort = sample_cohort(config.seed, number, len(sizes), config.federate.clients_per_round)
     trained = [client for client in by_steps(cohort, sizes) if sizes[client]]
