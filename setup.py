@@ -43,6 +43,9 @@ setup(
         "timm>=1.0,<2",
         "peft>=0.19,<1",
         "webdataset>=1.0.2,<2",
+        "fsspec>=2024.6",
+        "braceexpand>=0.1.7",
+        "imagehash>=4.3,<5",
         "huggingface_hub>=1.0,<3",
         "tokenizers>=0.22,<1",
         "safetensors>=0.6,<1",
@@ -59,7 +62,14 @@ setup(
         "scikit-learn>=1.5",
     ],
     extras_require={
+        "s3": ["s3fs>=2024.6"],  # pools and captions on s3://
+        "gcs": ["gcsfs>=2024.6"],  # … and on gs://
+        "openai": ["openai>=2,<4"],  # caption.engine=openai
+        "vllm": ["vllm>=0.11"],  # caption.engine=vllm; brings a torch of its own, so give it an environment of its own
         "dev": [
+            "s3fs>=2024.6",
+            "moto[server]>=5.2,<6",
+            "openai>=2,<4",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "pytest-timeout>=2.3",
