@@ -1,4 +1,7 @@
-"""One thread a test process: several workers on few cores, and the same arithmetic everywhere."""
+"""One thread a test process: several workers on few cores, and the same arithmetic everywhere. And an S3 server."""
+
+import uuid
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -7,3 +10,31 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 server in this process; each test has a bucket of its own there."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a new, empty bucket; child processes reach it too, through the environment."""
+    import boto3
+    import s3fs
+
+    keys = {"AWS_ACCESS_KEY_ID": "user", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**keys, "AWS_ENDPOINT_URL": s3_server}.items():
+        monkeypatch.setenv(name, value)
+    name = f"pool-{uuid.uuid4().hex[:8]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    s3fs.S3FileSystem.clear_instance_cache()  # file systems keep the endpoint and keys of the test before
+    yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()

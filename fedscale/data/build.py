@@ -1,10 +1,11 @@
-"""From originals to shards: read, verify by decoding, deal, write, publish."""
+"""From originals to shards: deal, have every shard written (`build_shard`), publish."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from fedscale import files
 from fedscale.config import RecipeConfig, to_dict
 from fedscale.config.schema import DataConfig
 from fedscale.data import manifest as manifests
+from fedscale.data.build_shard import CorruptLimit, ShardJob, build_shard
 from fedscale.data.folders import published_folder
-from fedscale.data.images import CorruptImage, decode, encode_png, threaded
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.plan import ORIGIN, Plan, make_plan
-from fedscale.data.shards import Sample, write_shard
 from fedscale.data.sources import Original, Source, open_source, source_folder
 from fedscale.data.sources.spool import Spool
+from fedscale.data.stopping import stopped_by_signals
+from fedscale.data.workers import in_processes, processes, threads_each
 from fedscale.errors import UserError
 from fedscale.progress import Reporter, Task
 
@@ -46,7 +48,7 @@ def shard_folder(data: DataConfig) -> Path:
 
 
 def ensure_shards(data: DataConfig, reporter: Reporter) -> Manifest:
-    """The shards of a run, in `shard_folder`, built where absent.
+    """The shards of a run, in `shard_folder`, built where absent, by as many processes as `build_shards` finds best.
 
     Raises UserError where neither shards nor originals are there, or where `data.dir` holds another recipe's shards.
     """
@@ -62,38 +64,44 @@ def ensure_shards(data: DataConfig, reporter: Reporter) -> Manifest:
     folder = shard_folder(data)
     if data.format != "shapes" and not (folder / manifests.FILE).exists():
         source_folder(data, "data.")
-    return build_shards(data, folder, reporter)
+    return build_shards(data, folder, reporter, jobs=None)
 
 
-def build_shards(recipe: RecipeConfig, out: Path, reporter: Reporter) -> Manifest:
+def build_shards(recipe: RecipeConfig, out: Path, reporter: Reporter, jobs: int | None = 1) -> Manifest:
     """Build all shards of a recipe into `out`, atomically; an `out` that is complete already is returned as it is.
 
-    Images that do not decode are left out, counted and named. Raises UserError for a source that is missing or does
-    not fit the recipe, more than `recipe.max_corrupt` undecodable images, and an `out` that holds something else.
+    Images that do not decode are left out, counted and named. `jobs` processes write a shard each, which changes no
+    byte; None is as many as there are cores, or one for a small build. (They are spawned: a script that asks for more
+    than one needs its `if __name__ == "__main__"`.) Memory does not grow with the data set's images: each process holds
+    `images.CHUNK` encoded ones (64 MB at most) and a decoded one a thread, and as many threads as cores decode in all.
+
+    Raises UserError for a source that is missing or does not fit the recipe, more than `recipe.max_corrupt` undecodable
+    images, a killed process, and an `out` that holds something else; Stopped after SIGINT or SIGTERM. None leaves a
+    thing behind.
     """
     out = Path(out)
     if _is_complete(out, recipe):
         return Manifest.load(out)
-    with published_folder(out) as folder:
+    name = recipe.name or recipe.format
+    with stopped_by_signals(f"building {name}:"), published_folder(out) as folder:
         source = open_source(recipe)
         plan = make_plan(recipe, source)
         for note in plan.notes:
-            reporter.say(f"{recipe.name or recipe.format}: {note}")
-        total = sum(len(members) for members in plan.splits.values())
-        builder = _Builder(recipe, plan, folder, int(recipe.max_corrupt * total))
-        with reporter.task(f"building {recipe.name or recipe.format}", total, "images") as task:
-            builder.write(source, task)
-        for name, images in zip(plan.class_names, builder.manifest().class_counts("train"), strict=True):
+            reporter.say(f"{name}: {note}")
+        build = _Build(recipe, plan, folder)
+        build.run(source, reporter, jobs)
+        manifest = build.manifest()
+        for word, images in zip(plan.class_names, manifest.class_counts("train"), strict=True):
             if images == 0:
                 raise UserError(
-                    f"source={recipe.source}: class {name} has no training image that decodes; copy it again"
+                    f"source={recipe.source}: class {word} has no training image that decodes; copy it again"
                 )
-        builder.manifest().save()
-    for entry in builder.excluded[:NAMED]:
+        manifest.save()
+    for entry in manifest.excluded[:NAMED]:
         reporter.say(f"left out, cannot be decoded: {entry['name']} ({entry['reason']})")
-    if builder.excluded:
+    if manifest.excluded:
         named = f"all are named in {out / manifests.FILE}"
-        reporter.say(f"{len(builder.excluded)} of {total} images left out as corrupt; {named}")
+        reporter.say(f"{len(manifest.excluded)} of {build.total} images left out as corrupt; {named}")
     _is_complete(out, recipe)  # another process may have published something else there meanwhile
     return Manifest.load(out)
 
@@ -117,104 +125,83 @@ def status(folder: Path | str) -> dict[str, Any]:
         "shards": sum(entry["shards"] for entry in splits.values()),
         "samples": sum(entry["samples"] for entry in splits.values()),
         "excluded": len(manifest.excluded),
+        "imported": manifest.recipe.get("format") == "import",
+        "base": manifest.base,
+        "near_duplicates": manifest.near_duplicates,
         "splits": splits,
     }
 
 
-class _Builder:
-    """One build under way: writes split after split into `folder` and keeps count."""
+class _Build:
+    """One build under way: cuts the plan into shards, has them written into `folder`, keeps the manifest's entries."""
 
-    def __init__(self, recipe: RecipeConfig, plan: Plan, folder: Path, most_corrupt: int) -> None:
-        self._recipe, self._plan, self._folder, self._most_corrupt = recipe, plan, folder, most_corrupt
-        self._shards: dict[str, tuple[ShardInfo, ...]] = {}
-        self.excluded: list[dict[str, str]] = []
+    def __init__(self, recipe: RecipeConfig, plan: Plan, folder: Path) -> None:
+        self._recipe, self._plan, self._folder = recipe, plan, folder
+        self._shards: dict[str, list[ShardInfo]] = {split: [] for split in plan.splits}
+        self._excluded: list[dict[str, str]] = []
+        self._name = recipe.name or recipe.format
+        self.total = sum(len(members) for members in plan.splits.values())
 
     def manifest(self) -> Manifest:
         return Manifest(
             root=self._folder,
-            name=self._recipe.name or self._recipe.format,
+            name=self._name,
             class_names=self._plan.class_names,
             fingerprint=recipe_fingerprint(self._recipe),
-            splits=self._shards,
+            splits={split: tuple(infos) for split, infos in self._shards.items()},
             recipe=recipe_of(self._recipe),
-            excluded=self.excluded,
+            excluded=self._excluded,
         )
 
-    def write(self, source: Source, task: Task) -> None:
-        spools = self._spooled(source) if source.in_order else {}
-        per_shard = self._recipe.samples_per_shard
+    def run(self, source: Source, reporter: Reporter, jobs: int | None) -> None:
+        shards = sum(math.ceil(len(members) / self._recipe.samples_per_shard) for members in self._plan.splits.values())
+        jobs = processes(jobs, shards, self.total)
+        spool = self._spooled(source, reporter) if source.in_order else None
+        with (
+            reporter.task(f"building {self._name}", self.total, "images") as task,
+            closing(in_processes(build_shard, self._jobs(spool or source, jobs), jobs, task)) as built,
+        ):
+            for shard in built:
+                self._shards[shard.split].append(shard.info)
+                self._excluded += shard.excluded
+        if spool is not None:
+            spool.remove()
+
+    def _spooled(self, source: Source, reporter: Reporter) -> Spool:
+        """What the plan wants of a source that is read in order, copied once."""
+        spool = Spool(self._folder / ".spool")
+        with reporter.task(f"copying {self._name}", self.total, "images") as task:
+            for origin in ("train", "test"):
+                parts = [members for split, members in self._plan.splits.items() if ORIGIN[split] == origin]
+                if parts:
+                    indices = np.sort(np.concatenate(parts))
+                    spool.copy(origin, indices, _counted(source.read(origin, indices), task))
+        return spool
+
+    def _jobs(self, source: Source | Spool, jobs: int) -> Iterator[ShardJob]:
+        """The shards of all splits in the manifest's order."""
+        recipe = self._recipe
+        limit = CorruptLimit(int(recipe.max_corrupt * self.total), recipe.max_corrupt, recipe.source)
         for split, members in self._plan.splits.items():
-            reader = spools.get(ORIGIN[split], None)
-            infos = []
-            for number, start in enumerate(range(0, len(members), per_shard)):
-                wanted = members[start : start + per_shard]
-                originals = reader.read(wanted) if reader else source.read(ORIGIN[split], wanted)
-                file = f"{split}/{number:05d}.tar"
-                histogram: Counter[str] = Counter()
-                written = write_shard(
-                    self._folder / file, self._samples(split, start, wanted, originals, histogram, task)
+            for number, first in enumerate(range(0, len(members), recipe.samples_per_shard)):
+                wanted = members[first : first + recipe.samples_per_shard]
+                yield ShardJob(
+                    folder=self._folder,
+                    file=f"{split}/{number:05d}.tar",
+                    split=split,
+                    first=first,
+                    originals=source.read(ORIGIN[split], wanted),
+                    labels=self._plan.labels[ORIGIN[split]][wanted],
+                    class_names=self._plan.class_names,
+                    limit=limit,
+                    threads=threads_each(jobs),
                 )
-                infos.append(ShardInfo(file, written.samples, written.bytes, written.sha256, dict(histogram)))
-            self._shards[split] = tuple(infos)
-        for origin in spools:
-            (self._folder / f".{origin}.spool").unlink()
-
-    def _spooled(self, source: Source) -> dict[str, Spool]:
-        spools = {}
-        for origin in ("train", "test"):
-            parts = [members for split, members in self._plan.splits.items() if ORIGIN[split] == origin]
-            if parts:
-                indices = np.sort(np.concatenate(parts))
-                spools[origin] = Spool(self._folder / f".{origin}.spool", indices, source.read(origin, indices))
-        return spools
-
-    def _samples(
-        self,
-        split: str,
-        start: int,
-        wanted: np.ndarray,
-        originals: Iterator[Original],
-        histogram: Counter[str],
-        task: Task,
-    ) -> Iterator[Sample]:
-        """The shard's samples; a corrupt original leaves a gap in the numbering, so that no other key depends on it."""
-        labels = self._plan.labels[ORIGIN[split]]
-        for offset, (original, (suffix, image)) in enumerate(threaded(_verified, originals)):
-            task.advance()
-            if not suffix:
-                self._exclude(original.name, image.decode())
-                continue
-            label = int(labels[wanted[offset]])
-            word = self._plan.class_names[label]
-            histogram[word] += 1
-            open_web = split == "pool"  # there, the crawl's search word is all that the server may know
-            yield Sample(
-                key=f"{start + offset:08d}",
-                image=image,
-                suffix=suffix,
-                label=None if open_web else label,
-                keyword=word if open_web else None,
-                source=original.name,
-            )
-
-    def _exclude(self, name: str, reason: str) -> None:
-        self.excluded.append({"name": name, "reason": reason})
-        if len(self.excluded) > self._most_corrupt:
-            raise UserError(
-                f"source={self._recipe.source}: more than {self._most_corrupt} images cannot be decoded, the limit of "
-                f"max_corrupt={self._recipe.max_corrupt} (the last: {name}, {reason}); copy it again or raise the limit"
-            )
 
 
-def _verified(original: Original) -> tuple[str, bytes]:
-    """(suffix, bytes) of an image that decodes, other formats made PNG; ("", reason) of one that does not."""
-    try:
-        image = decode(original.image)
-    except CorruptImage as error:
-        return "", str(error).encode()
-    if image.format in ("JPEG", "PNG"):
-        return ("jpg" if image.format == "JPEG" else "png"), original.image
-    return "png", encode_png(image)
+def _counted(originals: Iterable[Original], task: Task) -> Iterator[Original]:
+    for original in originals:
+        task.advance()
+        yield original
 
 
 def _is_complete(out: Path, recipe: RecipeConfig) -> bool:

@@ -1,7 +1,8 @@
-"""WebDataset shards: tars whose members KEY.jpg|png, KEY.cls, KEY.json, KEY.txt together are one sample.
+"""WebDataset shards: tars whose members KEY.jpg, KEY.cls, KEY.json, KEY.txt together are one sample.
 
-Written with fixed metadata, so that equal samples are equal bytes. Read by a parser of its own, because the ordinary
-readers end silently at a damaged header and hand out half a sample at a truncation.
+Ours are written with fixed metadata, so that equal samples are equal bytes. Those that others made (img2dataset) are
+read as they are, wherever they lie. The reader is our own, because the ordinary ones end silently at a damaged header
+and hand out half a sample at a truncation (`fedscale.data.tar`).
 """
 
 from __future__ import annotations
@@ -11,44 +12,60 @@ import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+from fedscale.data.members import IMAGES, READ, Contents, SampleIndex, image_of, samples
+from fedscale.data.tape import Tape
+from fedscale.data.tar import BLOCK, BrokenShard, Member, MissingShard, walk
 from fedscale.errors import UserError
 from fedscale.files import published
+from fedscale.storage import open_read
 
-BLOCK = 512
 RECORD = 20 * BLOCK  # tar pads the archive to whole records
-MEMBER = re.compile(r"([A-Za-z0-9_-]+)\.(jpg|png|cls|json|txt)")
-MAX_MEMBER = 2**28  # bytes
+KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # without dots, at which WebDataset would end it; a tar's name holds 100
+MAX_IMAGE = 2**27  # bytes; a larger one is no photograph
+MAX_TEXT = 2**24  # bytes of a .cls, .json or .txt
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a shard. `label` is None in the pool, `keyword` (of the crawl) and `caption` where there is none."""
+    """One image of a shard. `label` is None in the pool, `keyword` (of the crawl) and `caption` where there is none.
+
+    In an unlabelled sample without a keyword in its .json, the crawl's text (.txt, or "caption" of the .json) is the
+    keyword; any other .txt is the caption. An image over the limit is left out: `image` is empty, `too_large` its size.
+    """
 
     key: str
     image: bytes
-    suffix: str  # jpg or png
+    suffix: str  # jpg, jpeg, png or webp
     label: int | None = None
     keyword: str | None = None
     caption: str | None = None
-    source: str | None = None  # the original's name
+    source: str | None = None  # the original's name, or the URL that it was crawled from
+    too_large: str = ""  # e.g. "301,465,600 bytes, above 134,217,728"
+    facts: dict[str, Any] = field(default_factory=dict)  # written into the .json beside keyword and source; not read
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_shard` wrote."""
+    """What `write_shard` wrote, as a manifest records it."""
 
     samples: int
     bytes: int
     sha256: str
+    members: dict[str, int] = field(default_factory=dict)  # by extension
+    index: str = ""
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> Written:
-    """Write a tar atomically: members in sample order, no times, owners or machine in it."""
-    digest, size, count = hashlib.sha256(), 0, 0
+    """Write a tar atomically: members in sample order, no times, owners or machine in it.
+
+    Raises UserError for a key that is there twice or has characters other than letters, digits, _ and -.
+    """
+    digest, size, contents = hashlib.sha256(), 0, Contents()
+    keys: set[str] = set()
     with published(path) as temporary, open(temporary, "wb") as file:
 
         def put(block: bytes) -> None:
@@ -58,40 +75,75 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> Written:
             size += len(block)
 
         for sample in samples:
+            _check_key(path, sample, keys)
+            members = {}
             for extension, data in _members(sample):
                 put(_header(f"{sample.key}.{extension}", len(data)))
+                members[extension] = Member(f"{sample.key}.{extension}", size, len(data))
                 put(data + bytes(-len(data) % BLOCK))
-            count += 1
+            contents.add(SampleIndex(sample.key, members))
         put(bytes(2 * BLOCK + (-(size + 2 * BLOCK)) % RECORD))
-    return Written(count, size, digest.hexdigest())
+    return Written(contents.samples, size, digest.hexdigest(), contents.members, contents.index)
 
 
-def read_shard(path: Path) -> Iterator[Sample]:
-    """All samples in order. Raises UserError for anything but a whole, well-formed shard."""
+def read_shard(
+    shard: Path | str,
+    *,
+    digest: Any = None,
+    skip: int = 0,
+    max_image: int = MAX_IMAGE,
+    contents: Contents | None = None,
+) -> Iterator[Sample]:
+    """All samples in order, of a path or URL. `skip` passes over so many at the beginning without parsing them.
+
+    Every byte of the shard, padding and end blocks too, goes through `digest` (e.g. `hashlib.sha256()`), and every
+    sample's members into `contents`, both complete once the iterator is at its end.
+    Raises BrokenShard for anything but a whole, well-formed shard (MissingShard where there is none), and Unreadable
+    for one that cannot be read to its end.
+    """
     try:
-        with open(path, "rb") as file:
-            yield from _grouped(_parse(file, path), path)
+        with open_read(str(shard)) as file:
+            tape = Tape(file, digest)
+            loaded: dict[str, bytes | str] = {}
+            for number, index in enumerate(samples(_loading(tape, loaded, max_image))):
+                if contents is not None:
+                    contents.add(index)
+                data = {extension: loaded.pop(member.name, b"") for extension, member in index.members.items()}
+                if number >= skip:
+                    yield _sample(index.key, data)
+    except BrokenShard as broken:  # of the walk, which knows no name
+        raise BrokenShard(broken.reason, str(shard)) from None
     except FileNotFoundError:
-        raise UserError(f"{path}: no such shard; build the shards again") from None
+        raise MissingShard(str(shard)) from None
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes. Raises UserError where it is missing."""
+def file_sha256(shard: Path | str) -> str:
+    """SHA-256 of a shard's bytes. Raises MissingShard."""
+    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with open_read(str(shard)) as file:
+            while block := file.read(2**20):
+                digest.update(block)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such shard; build the shards again") from None
+        raise MissingShard(str(shard)) from None
+    return digest.hexdigest()
+
+
+def _check_key(path: Path, sample: Sample, keys: set[str]) -> None:
+    assert sample.suffix in IMAGES and not sample.too_large, f"{sample.key}: an image of its own bytes, read whole"
+    if not KEY.fullmatch(sample.key):
+        expected = "letters, digits, _ and -, 90 at most (WebDataset ends a key at its first dot)"
+        raise UserError(f"{path}: cannot hold key {sample.key!r}; expected {expected}: rename the sample")
+    if sample.key in keys:
+        raise UserError(f"{path}: key {sample.key} comes twice; expected one sample a key: rename one")
+    keys.add(sample.key)
 
 
 def _members(sample: Sample) -> Iterator[tuple[str, bytes]]:
-    assert MEMBER.fullmatch(f"{sample.key}.{sample.suffix}"), (
-        f"a key without dots, an image of jpg or png: {sample.key}"
-    )
     yield sample.suffix, sample.image
     if sample.label is not None:
         yield "cls", str(sample.label).encode("ascii")
-    facts = {"keyword": sample.keyword, "source": sample.source}
+    facts = {"keyword": sample.keyword, "source": sample.source, **sample.facts}
     yield "json", json.dumps({k: v for k, v in facts.items() if v is not None}, ensure_ascii=False).encode("utf-8")
     if sample.caption is not None:
         yield "txt", sample.caption.encode("utf-8")
@@ -104,64 +156,36 @@ def _header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def _parse(file: IO[bytes], path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """(key, extension, content) of each member, to the two zero blocks that end the archive."""
-    while True:
-        header = file.read(BLOCK)
-        if header == bytes(BLOCK):
-            rest = file.read()
-            if len(rest) < BLOCK or any(rest):
-                raise _broken(path, "it does not end where a tar ends")
-            return
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        except (tarfile.HeaderError, UnicodeDecodeError):
-            raise _broken(
-                path, "it is truncated" if len(header) < BLOCK else f"damaged at byte {file.tell() - BLOCK}"
-            ) from None
-        match = MEMBER.fullmatch(info.name)
-        if not info.isreg() or match is None:
-            raise _broken(path, f"unexpected member {info.name!r}")
-        if info.size > MAX_MEMBER:
-            raise _broken(path, f"{info.name} has {info.size:,} bytes")
-        padded = info.size + -info.size % BLOCK
-        data = file.read(padded)
-        if len(data) < padded:
-            raise _broken(path, f"it is truncated inside {info.name}")
-        yield match[1], match[2], data[: info.size]
+def _loading(tape: Tape, loaded: dict[str, bytes | str], max_image: int) -> Iterator[Member]:
+    """The members, with the data of those that make a sample left in `loaded`: a stream passes by only once.
+
+    An image over the limit leaves the words that say so. The walk itself finds data that is cut.
+    """
+    for member in walk(tape):
+        extension = member.name.rpartition(".")[2].lower()
+        if extension in READ:
+            limit = max_image if extension in IMAGES else MAX_TEXT
+            if member.size <= limit:
+                loaded[member.name] = tape.at(member.offset, member.size)
+            elif extension in IMAGES:
+                loaded[member.name] = f"{member.size:,} bytes, above {limit:,}"
+            else:
+                raise BrokenShard(f"{member.name} has {member.size:,} bytes, expected {limit:,} at most")
+        yield member
 
 
-def _grouped(members: Iterator[tuple[str, str, bytes]], path: Path) -> Iterator[Sample]:
-    key = ""
-    held: dict[str, bytes] = {}
-    seen: set[str] = set()
-    for member_key, extension, data in members:
-        if member_key != key:
-            if held:
-                yield _sample(key, held, path)
-            if member_key in seen:
-                raise _broken(path, f"the members of {member_key} do not lie together")
-            seen.add(member_key)
-            key, held = member_key, {}
-        if extension in held:
-            raise _broken(path, f"{key}.{extension} appears twice")
-        held[extension] = data
-    if held:
-        yield _sample(key, held, path)
-
-
-def _sample(key: str, held: dict[str, bytes], path: Path) -> Sample:
-    suffixes = [suffix for suffix in ("jpg", "png") if suffix in held]
-    if len(suffixes) != 1:
-        raise _broken(path, f"sample {key} has {len(suffixes)} images, expected one .jpg or .png")
+def _sample(key: str, data: dict[str, bytes | str]) -> Sample:
+    suffix = image_of(data)
+    held = data[suffix]
+    image, too_large = (b"", held) if isinstance(held, str) else (held, "")
     try:
-        facts = json.loads(held.get("json", b"{}"))
-        label = int(held["cls"]) if "cls" in held else None
-        caption = held["txt"].decode("utf-8") if "txt" in held else None
-        return Sample(key, held[suffixes[0]], suffixes[0], label, facts.get("keyword"), caption, facts.get("source"))
+        facts = {name: value for name, value in json.loads(data.get("json", b"{}")).items() if isinstance(value, str)}
+        label = int(data["cls"]) if "cls" in data else None
     except (ValueError, AttributeError):
-        raise _broken(path, f"sample {key} has a .cls or .json that cannot be read") from None
-
-
-def _broken(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: not a whole shard ({reason}); copy it again or build the shards again")
+        raise BrokenShard(f"sample {key} has a .cls or .json that cannot be read") from None
+    text = data.get("txt")
+    caption = text.decode("utf-8", "replace") if isinstance(text, bytes) else None  # one odd byte spoils no shard
+    keyword = facts.get("keyword")
+    if label is None and keyword is None:
+        keyword, caption = caption or facts.get("caption"), None
+    return Sample(key, image, suffix, label, keyword, caption, facts.get("source") or facts.get("url"), too_large)

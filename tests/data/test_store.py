@@ -121,9 +121,9 @@ def test_corrupt_images_are_left_out_up_to_the_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("samples", "histogram", "says"),
     [
-        ([Sample("a", picture(1), "jpg", label=3)], {"ant": 1}, "has label 3, expected 0 to 2"),
-        ([Sample("a", picture(1), "jpg")], {"ant": 1}, "has label None"),
-        ([Sample("a", picture(1), "jpg", label=0)], {"bee": 1}, "not the 1 of the manifest"),
+        ([Sample("a", picture(1), "jpg", label=3)], {"ant": 1}, "label 3 on 1 samples, expected 0 to 2"),
+        ([Sample("a", picture(1), "jpg")], {"ant": 1}, "label None on 1 samples"),
+        ([Sample("a", picture(1), "jpg", label=0)], {"bee": 1}, "other numbers of images a class"),
     ],
 )
 def test_samples_that_contradict_the_manifest_are_refused(

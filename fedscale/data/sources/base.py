@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,5 +35,8 @@ class Source(Protocol):
     def labels(self, split: str) -> np.ndarray:
         """int64 [N]: the label of each original, found without reading images."""
 
-    def read(self, split: str, indices: np.ndarray) -> Iterator[Original]:
-        """The originals at `indices`, in that order. Raises UserError where a file cannot be read."""
+    def read(self, split: str, indices: np.ndarray) -> Iterable[Original]:
+        """The originals at `indices`, in that order; iterating raises UserError where a file cannot be read.
+
+        Unless `in_order`, the answer can be pickled and holds no more than its own rows: a worker process reads it.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,22 @@ from fedscale.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 TEST_FOLDERS = ("test", "val", "validation")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Some image files below `root`, read one at a time."""
+
+    root: Path
+    paths: list[str]
+
+    def __iter__(self) -> Iterator[Original]:
+        for name in self.paths:
+            path = self.root / name
+            try:
+                yield Original(name, path.read_bytes())
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror}); expected an image of the source") from None
 
 
 class FilesSource:
@@ -34,14 +51,9 @@ class FilesSource:
     def labels(self, split: str) -> np.ndarray:
         return self._files[split][1]
 
-    def read(self, split: str, indices: np.ndarray) -> Iterator[Original]:
+    def read(self, split: str, indices: np.ndarray) -> Files:
         paths = self._files[split][0]
-        for position in indices.tolist():
-            path = self._root / paths[position]
-            try:
-                yield Original(paths[position], path.read_bytes())
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror}); expected an image of the source") from None
+        return Files(self._root, [paths[position] for position in indices.tolist()])
 
 
 def open_folder(root: Path, recipe: RecipeConfig) -> FilesSource:

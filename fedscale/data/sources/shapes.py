@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,22 @@ from fedscale.config.schema import ShapesConfig
 from fedscale.data import shapes
 from fedscale.data.images import encode_png
 from fedscale.data.sources.base import Original
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images `positions` of a split, drawn one at a time."""
+
+    seed: int
+    split: str
+    per_class: int
+    positions: np.ndarray
+
+    def __iter__(self) -> Iterator[Original]:
+        for position in self.positions.tolist():
+            label, number = divmod(position, self.per_class)
+            image = shapes.render(self.seed, label, number).image
+            yield Original(f"{self.split}/{shapes.CLASSES[label]}/{number}", encode_png(image))
 
 
 class ShapesSource:
@@ -27,9 +44,5 @@ class ShapesSource:
     def labels(self, split: str) -> np.ndarray:
         return np.repeat(np.arange(len(self.class_names), dtype=np.int64), self._per_class[split])
 
-    def read(self, split: str, indices: np.ndarray) -> Iterator[Original]:
-        seed = rng.derive(self._seed, "shapes", split)
-        for position in indices.tolist():
-            label, number = divmod(position, self._per_class[split])
-            image = shapes.render(seed, label, number).image
-            yield Original(f"{split}/{self.class_names[label]}/{number}", encode_png(image))
+    def read(self, split: str, indices: np.ndarray) -> Drawn:
+        return Drawn(rng.derive(self._seed, "shapes", split), split, self._per_class[split], indices)

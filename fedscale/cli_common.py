@@ -1,0 +1,52 @@
+"""What every command shares: exit codes, the one-line complaint, the console, common arguments."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fedscale import files
+from fedscale.errors import EXIT_REQUEUE, EXIT_USER, Stopped, UserError
+
+Words = Annotated[
+    list[str], typer.Argument(metavar="CONFIG... [key=value...]", help="YAML files, merged in order; then single keys.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def exits(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its exit codes: 2 with one line for the user's mistake, 75 when stopped with its state saved."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            complain(f"error: {error}")
+            raise typer.Exit(EXIT_USER) from None
+        except Stopped as stopped:
+            complain(f"{stopped}; the same command resumes it")
+            raise typer.Exit(EXIT_REQUEUE) from None
+        except Exception as error:
+            if (line := files.disk_trouble(error)) is None:
+                raise
+            complain(f"error: {line}")
+            raise typer.Exit(EXIT_USER) from None
+
+    return wrapped
+
+
+def complain(line: str) -> None:
+    """Write one line to stderr, whatever line breaks a library put into it."""
+    print(" ".join(line.split()), file=sys.stderr)
+
+
+def console() -> Console:
+    """The terminal for tables and closing lines."""
+    return Console(highlight=False)
