@@ -11,14 +11,23 @@ from fedscale.errors import UserError
 
 
 def pick_device(config: Config) -> torch.device:
-    """The device that `device=` asks for. Raises UserError when it asks for a GPU that is not there."""
+    """The device that `device=` asks for; of several GPUs that are visible, each worker of a host takes one of its own.
+
+    Raises UserError when it asks for a GPU that is not there.
+    """
     if config.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        visible = torch.cuda.device_count()  # 1 where the launcher gives each worker only its own to see
+        return torch.device("cuda", local_rank() % visible) if visible > 1 else torch.device("cuda")
     if config.device == "cuda":
         raise UserError("device=cuda: no CUDA GPU is visible to torch; use device=cpu or device=auto")
     return torch.device("cpu")
+
+
+def local_rank() -> int:
+    """This process's number among the workers of its host, by torchrun (LOCAL_RANK) or Slurm; 0 when started alone."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def use_threads(config: Config) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,53 +15,67 @@ from torch import Tensor
 from fedscale.config.schema import MllmConfig
 from fedscale.errors import UserError
 from fedscale.models.hub import explained, local_folder, offline_where_unreachable, without_bars
+from fedscale.rng import derive
+
+if TYPE_CHECKING:
+    from fedscale.models.generation import Generated, Generator
 
 KEY = "teachers.mllm.model"
 MARKER = "config.json"
 MAX_ROWS = 512  # (image, class) pairs scored at once
 
 
-@dataclass(frozen=True)
-class Generated:
-    """One answer: its text, whether it came to its end, and its tokens (the end token counted)."""
-
-    text: str
-    finish: Literal["stop", "length"]
-    tokens: int
-
-
 class Mllm:
     """A multimodal LLM for inference."""
 
-    def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
-        self.model = model.eval().requires_grad_(False).to(device)
+    def __init__(self, model: Any, processor: Any, device: torch.device | None = None) -> None:
+        """`device`: where to put the model; none = it stays where it is, on several devices maybe."""
+        model = model.eval().requires_grad_(False)
+        self.model = model if device is None else model.to(device)
         self.processor = processor
-        self.device = device
+        self.device = self.model.get_input_embeddings().weight.device  # where inputs go
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"  # generation continues at the right end
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
-    def prompt_text(self, question: str, with_image: bool = True) -> str:
-        """The question in the model's chat form, up to where its answer begins (LLaVA-1.5: `USER: … ASSISTANT:`)."""
-        content = [{"type": "image"}] if with_image else []
-        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        return self.processor.apply_chat_template([message], add_generation_prompt=True)
+    def prompt_text(self, question: str, with_image: bool = True, history: Sequence[tuple[str, str]] = ()) -> str:
+        """The question in the model's chat form, up to where its answer begins (LLaVA-1.5: `USER: … ASSISTANT:`).
 
-    @torch.inference_mode()
+        `history` is the (question, answer) turns before it; the image is in the first of all questions.
+        """
+        said = [text for turn in history for text in turn]
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in zip(cycle(("user", "assistant")), [*said, question], strict=False)
+        ]
+        if with_image:
+            messages[0]["content"].insert(0, {"type": "image"})  # type: ignore[attr-defined]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True)
+
+    @cached_property
+    def generator(self) -> Generator:
+        """What answers prompts about images, many at once."""
+        from fedscale.models.generation import Generator
+
+        return Generator(self.model, self.processor, self.device)
+
+    def forget_images(self) -> None:
+        """Let go of the features that `generator` keeps for images that come again."""
+        if "generator" in vars(self):
+            self.generator.close()
+
     def generate(
-        self, images: Tensor, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self, images: Tensor, questions: Sequence[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[Generated]:
-        """Answer `prompts[i]` about image i, uint8 [B, H, W, 3]; greedy at temperature 0, else sampled from `seed`."""
-        inputs = self._inputs(images, prompts)
-        settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
-        if temperature > 0:
-            settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # generate draws from the global generator
-            torch.manual_seed(seed)
-            out = self.model.generate(**inputs, **settings, pad_token_id=self.tokenizer.pad_token_id)
-        return self._finished(out[:, inputs["input_ids"].shape[1] :].tolist())
+        """Answer `questions[i]` about image i, uint8 [B, H, W, 3]; greedy at temperature 0, else drawn from `seed`."""
+        from fedscale.models.generation import Prompt
+
+        prompts = [
+            Prompt(image, self.prompt_text(question), max_new_tokens, temperature, derive(seed, "generate", row))
+            for row, (image, question) in enumerate(zip(images, questions, strict=True))
+        ]
+        return self.generator.generate(prompts, len(prompts))
 
     @torch.inference_mode()
     def class_log_likelihoods(
@@ -106,17 +121,6 @@ class Mllm:
         inputs = self.processor(images=pixels, text=texts, padding=True, return_tensors="pt")
         return inputs.to(self.device, dtype=self.model.dtype)  # only floats change their dtype
 
-    def _finished(self, rows: list[list[int]]) -> list[Generated]:
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
-        results = []
-        for row in rows:
-            end = next((i for i, token in enumerate(row) if token in ends), None)
-            kept = row if end is None else row[:end]
-            text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
-            results.append(Generated(text, "length" if end is None else "stop", len(kept) + (end is not None)))
-        return results
-
     def _answer_ids(self, question: str, text: str) -> list[int]:
         """The ids that the answer adds to the prompt, and the end token: tokenised together, as in training."""
         prompt = self.prompt_text(question)
@@ -141,20 +145,31 @@ class Mllm:
 
 
 def load_mllm(config: MllmConfig, device: torch.device | str = "cpu") -> Mllm:
-    """The MLLM of the config; `dtype: auto` is the checkpoint's own, but float32 on a CPU.
+    """The MLLM of the config, on the device, or spread over what the process sees where `device_map` says so.
 
-    Raises UserError, with the remedies, when its weights can be had nowhere.
+    `dtype: auto` is float32 on a CPU, bfloat16 on a GPU that computes in it, and else the checkpoint's own. Raises
+    UserError, with the remedies, when its weights can be had nowhere.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     device = torch.device(device)
     folder = local_folder(config.model, MARKER, KEY)
     source = str(folder) if folder else config.model
-    dtype = "float32" if config.dtype == "auto" and device.type == "cpu" else config.dtype
+    settings = {"revision": config.revision, "dtype": _dtype(config.dtype, device)}
+    if config.device_map:
+        settings["device_map"] = config.device_map
     with explained(KEY, config.model), without_bars(), nullcontext() if folder else offline_where_unreachable():
         processor = AutoProcessor.from_pretrained(source, revision=config.revision)
-        model = AutoModelForImageTextToText.from_pretrained(source, revision=config.revision, dtype=dtype)
-    return Mllm(model, processor, device)
+        model = AutoModelForImageTextToText.from_pretrained(source, **settings)
+    return Mllm(model, processor, None if config.device_map else device)
+
+
+def _dtype(asked: str, device: torch.device) -> str:
+    if asked != "auto":
+        return asked
+    if device.type == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "auto"
 
 
 def _fill(answer: str, name: str) -> str:

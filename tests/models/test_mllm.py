@@ -24,6 +24,13 @@ def test_the_prompt_has_llavas_form(mllm):
     assert mllm.prompt_text(QUESTION, with_image=False) == f"USER: {QUESTION} ASSISTANT:"
 
 
+def test_the_image_is_in_the_first_question_of_a_conversation_alone(mllm):
+    history = [("What is it?", "a star."), ("Why?", "it has points.")]
+    turns = "What is it? ASSISTANT: a star. USER: Why? ASSISTANT: it has points. USER: How many? ASSISTANT:"
+    assert mllm.prompt_text("How many?", history=history) == f"USER: <image>\n{turns}"
+    assert mllm.prompt_text("How many?", with_image=False, history=history) == f"USER: {turns}"
+
+
 def test_answers_end_by_themselves_or_are_cut_at_the_limit(mllm, images):
     whole = mllm.generate(images, [QUESTION] * 6, max_new_tokens=20)
     assert all(answer.finish == "stop" and answer.text.endswith(".") for answer in whole)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedscale.config.schema import CaptionConfig
 from fedscale.errors import UserError
 from fedscale.server.caption.engines import Answer, Request
 
@@ -18,16 +17,19 @@ TEMPLATES = {
 class TemplateEngine:
     """Fills one sentence a kind with the keyword."""
 
-    def __init__(self, config: CaptionConfig) -> None:
-        self._kinds = config.kinds
+    in_flight = 1
 
-    def answer(self, requests: Sequence[Request]) -> list[dict[str, Answer]]:
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """Raises UserError when an image has no keyword."""
-        return [{kind: self._text(kind, request) for kind in self._kinds} for request in requests]
+        return [_answer(request) for request in requests]
 
-    def _text(self, kind: str, request: Request) -> Answer:
-        if not request.keyword:
-            raise UserError(f"caption.engine=template: image {request.key} has no crawl keyword; use caption.engine=hf")
-        word = request.keyword.replace("_", " ")
-        text = TEMPLATES[kind].replace("{}", f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}")
-        return Answer(text, "stop", 0)
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _answer(request: Request) -> Answer:
+    if not request.keyword:
+        raise UserError(f"caption.engine=template: image {request.key} has no crawl keyword; use caption.engine=hf")
+    word = request.keyword.replace("_", " ")
+    text = TEMPLATES[request.kind].replace("{}", f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}")
+    return Answer(text, "stop", 0)
