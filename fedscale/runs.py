@@ -21,6 +21,20 @@ from fedscale.errors import UserError
 STAGES = ("caption", "pretrain", "federate", "align", "report")
 RECORDED = ("torch", "torchvision", "accelerate", "transformers", "open_clip_torch", "webdataset", "deepspeed", "numpy")
 
+# How texts are made; where they lie, who makes them and how often it is tried is no part of the result.
+CAPTION_INPUTS = (
+    "engine",
+    "kinds",
+    "prompts",
+    "use_keyword",
+    "max_images",
+    "max_new_tokens",
+    "max_pixels",
+    "temperature",
+    "retry_temperatures",
+    "seed",
+)
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -84,10 +98,15 @@ class StageFolder:
                 "choose another name= or out=, or delete the folder"
             )
 
-    def open(self) -> None:
-        """Check the folder and write `inputs.json`. Raises UserError like `check`."""
-        self.check()
+    def open(self, overwrite: bool = False) -> None:
+        """Check the folder, unless it may be overwritten, and write `inputs.json`. Raises UserError like `check`."""
+        if not overwrite:
+            self.check()
         files.write_json(self.path / "inputs.json", self.inputs)
+
+    def reopen(self) -> None:
+        """Take the marker away: the result is about to change."""
+        (self.path / "done.json").unlink(missing_ok=True)
 
     def close(self, **summary: Any) -> None:
         """Publish the marker `done.json`, with the stage's own summary (seconds, counts) in it."""
@@ -105,9 +124,11 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
     whole = to_dict(config)
     data = {k: v for k, v in whole["data"].items() if k not in ("recipe", "dir", "partition")}
     if stage == "caption":
-        # Greedy texts do not depend on the batch that they were written in; sampled ones do.
-        indifferent = ("dir",) if config.caption.temperature > 0 else ("dir", "batch_size")
-        caption = {k: v for k, v in whole["caption"].items() if k not in indifferent}
+        caption = {name: whole["caption"][name] for name in CAPTION_INPUTS}
+        if config.caption.engine == "openai":
+            caption["openai"] = {name: whole["caption"]["openai"][name] for name in ("base_url", "model")}
+        if config.caption.features.enabled:
+            caption["features"] = {"views": config.caption.features.views, "clip": whole["teachers"]["clip"]}
         return {
             "data": data,
             "caption": caption,

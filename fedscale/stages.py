@@ -25,7 +25,7 @@ MODULES = {
 }
 WITH_TEACHERS = ("caption", "pretrain", "align")
 
-Runner = Callable[[Config, RunFolder, Session], dict[str, Any]]
+Runner = Callable[..., dict[str, Any] | None]  # (config, run folder, session, **options)
 
 
 def children(config: Config) -> list[Config]:
@@ -71,23 +71,30 @@ def stage_folder(config: Config, stage: str) -> StageFolder:
     return folder
 
 
-def run_stage(config: Config, stage: str, session: Session) -> None:
-    """Carry out one stage, or say that it is complete. Raises UserError and Stopped like the stage itself."""
+def run_stage(config: Config, stage: str, session: Session, **options: Any) -> None:
+    """Carry out one stage, or say that it is complete. Raises UserError and Stopped like the stage itself.
+
+    With `options`, which are the stage's own (caption: `retry_failed`), a complete stage is worked on again. A stage
+    that other processes still work on (captioning by several workers) is completed by the last of them.
+    """
     folder = stage_folder(config, stage)
     if config.variant:
         label = f"{config.variant}, seed {config.seed}"
         session = dataclasses.replace(session, reporter=LabelledReporter(session.reporter, label))
-    if folder.complete:
+    if folder.complete and not options:
         session.reporter.say(f"{stage}: complete, nothing to do")
         return
     from fedscale.device import use_threads  # torch, only once there is work to do
 
-    folder.open()
+    folder.open(overwrite=stage == "caption" and config.caption.overwrite)
+    folder.reopen()
     use_threads(config)
     began = time.perf_counter()
     runner: Runner = import_module(MODULES[stage]).run
-    summary = runner(_with_teachers(config, stage, session), RunFolder.of(config), session)
+    summary = runner(_with_teachers(config, stage, session), RunFolder.of(config), session, **options)
     seconds = time.perf_counter() - began
+    if summary is None:
+        return
     folder.close(**{**summary, "seconds": round(seconds, 3)})
     session.reporter.say(f"{stage}: done in {seconds:.1f} s")
 
@@ -99,6 +106,15 @@ def _with_teachers(config: Config, stage: str, session: Session) -> Config:
     from fedscale.teachers.offline import ensure_offline_teachers
 
     return ensure_offline_teachers(config, Path(config.out) / config.name, session.reporter)
+
+
+def with_located_teachers(config: Config) -> Config:
+    """The config with its teachers where `run_stage` would put those trained offline; none is trained."""
+    if not config.teachers.offline.enabled:
+        return config
+    from fedscale.teachers.offline import located_offline_teachers
+
+    return located_offline_teachers(config, Path(config.out) / config.name)
 
 
 def _link(path: Path, target: Path) -> None:

@@ -38,10 +38,19 @@ def load_config(words: Sequence[str]) -> Config:
         base = OmegaConf.create({"name": path.stem})
         tree["data"] = _plain(OmegaConf.merge(base, _read(str(recipe)), OmegaConf.create(data)))
     tree.setdefault("name", Path(files[0]).stem)
+    _put_prompts(tree)
     config = _build(Config, tree, "")
     for name in config.variants:
         overlaid(config, config.variants[name] or {}, f"variants.{name}")
     return config
+
+
+def _put_prompts(tree: dict[str, Any]) -> None:
+    """Lay `caption.prompts` over the questions of `caption.prompt_file`, so that a resolved config holds them all."""
+    caption = tree.get("caption")
+    if isinstance(caption, dict) and caption.get("prompt_file"):
+        base = _read(str(caption["prompt_file"]))
+        caption["prompts"] = _plain(OmegaConf.merge(base, OmegaConf.create(caption.get("prompts") or {})))
 
 
 def load_recipe(words: Sequence[str]) -> RecipeConfig:
@@ -59,8 +68,12 @@ def overlaid(config: Config, overlay: dict[str, Any], where: str = "overlay") ->
     if not isinstance(overlay, dict):
         raise UserError(f"{where}={overlay}: expected keys and values to lay over the config")
     try:
-        merged = OmegaConf.merge(OmegaConf.create(to_dict(config)), OmegaConf.create(overlay))
-        return _build(Config, _plain(merged), "")
+        base = to_dict(config)
+        if (overlay.get("caption") or {}).get("prompt_file", config.caption.prompt_file) != config.caption.prompt_file:
+            del base["caption"]["prompts"]  # another file's questions take their place
+        tree = _plain(OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(overlay)))
+        _put_prompts(tree)
+        return _build(Config, tree, "")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

@@ -10,6 +10,15 @@ from fedscale.errors import UserError
 from fedscale.report.records import Captions, Example
 
 NUM_EXAMPLES = 4
+NOT_OK = (
+    "truncated",
+    "empty",
+    "repeated",
+    "generation_error",
+    "decode_error",
+    "too_large",
+    "near_duplicate",
+)
 
 
 def read_captions(folder: Path, config: dict[str, Any]) -> Captions | None:
@@ -28,7 +37,7 @@ def read_captions(folder: Path, config: dict[str, Any]) -> Captions | None:
             model=str(done["model"] or ""),
             images=int(done["images"]),
             ok=int(done["ok"]),
-            not_ok={status: int(done[status]) for status in ("truncated", "empty", "decode_error") if done[status]},
+            not_ok={status: int(done[status]) for status in NOT_OK if done.get(status)},
             naming_accuracy=done["class_naming_accuracy"],
             examples=_examples(Path(beside) if beside else folder),
         )
@@ -43,5 +52,6 @@ def _examples(folder: Path) -> tuple[Example, ...]:
         for row in files.read_jsonl(sidecar):
             word = str(row.get("keyword") or row["key"])
             if row.get("status") == "ok" and word not in chosen and len(chosen) < NUM_EXAMPLES:
-                chosen[word] = Example(str(row["key"]), str(row.get("keyword") or ""), dict(row.get("texts", {})))
+                texts = {kind: "\n".join(turns) for kind, turns in row.get("texts", {}).items()}
+                chosen[word] = Example(str(row["key"]), str(row.get("keyword") or ""), texts)
     return tuple(chosen.values())

@@ -14,6 +14,7 @@ from fedscale import files
 from fedscale.config.schema import Config
 from fedscale.data.build import ensure_shards
 from fedscale.data.manifest import Manifest
+from fedscale.data.open_pool import open_pool
 from fedscale.data.store import open_store
 from fedscale.device import pick_device
 from fedscale.errors import UserError
@@ -37,7 +38,7 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
     names = manifest.class_names
     device = pick_device(config)
     model = federated_model(config, manifest, run.stage("federate") / "model.safetensors").to(device)
-    pool = Pool(config, manifest, run)
+    pool = Pool(config, open_pool(config.data, reporter), run, names)
     data = draw(config, pool, names, load_teacher(config, names, device), session)
     _record(data, manifest, config, folder, session)
 

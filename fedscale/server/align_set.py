@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fedscale.config.schema import Config
 from fedscale.data.images import CorruptImage, decode, fit_square
-from fedscale.data.manifest import Manifest, ShardInfo
-from fedscale.data.shards import read_shard
+from fedscale.data.manifest import Manifest
+from fedscale.data.near_duplicates import left_out
 from fedscale.errors import Stopped, UserError
 from fedscale.rng import numpy_generator
 from fedscale.runs import RunFolder
-from fedscale.server.caption import sidecar
+from fedscale.server.caption import ledger
+from fedscale.server.caption.join import joined
+from fedscale.server.caption.ledger import Entry
 from fedscale.session import Session
 
 # Images uint8 [B, H, W, 3] to logits [B, C], whose softmax is the teacher's distribution q over the classes.
@@ -112,32 +114,31 @@ class _Quota:
 class Pool:
     """The captioned images (rows with status `ok`) in an order of the seed: shards, then images within a shard.
 
-    `total` counts them; `scanned` those handed out so far, `unreadable` those that the decoder refused.
+    Near-duplicates of test images are left out. `total` counts the captioned ones;
+    `scanned` those handed out so far, `unreadable` those that the decoder refused.
     Raises UserError when a shard is not captioned.
     """
 
-    def __init__(self, config: Config, manifest: Manifest, run: RunFolder) -> None:
-        found = sidecar.captioned(config, manifest, run)
-        self._shards = [shard for shard, _ in found]
-        self._manifest, self._folder = manifest, sidecar.folder(config, run)
+    def __init__(self, config: Config, manifest: Manifest, run: RunFolder, class_names: Sequence[str]) -> None:
+        self._captions = ledger.captioned(config, manifest, run)
+        self._entries = list(self._captions)
+        self._manifest, self._left_out = manifest, left_out(manifest)
         self._seed, self._size = config.seed, config.data.image_size
-        self._classes = {_word(name): label for label, name in enumerate(manifest.class_names)}
-        self.total: int = sum(marker["n_ok"] for _, marker in found)
+        self._classes = {_word(name): label for label, name in enumerate(class_names)}
+        self.total: int = self._captions.total("n_ok")
         self.scanned = self.unreadable = 0
 
     def candidates(self, wanted: Callable[[int | None], bool] = lambda keyword: True) -> Iterator[Candidate]:
         """The images whose keyword's class is `wanted` when their turn comes; the others are not decoded."""
-        for number in numpy_generator(self._seed, "align shards").permutation(len(self._shards)):
-            yield from self._shard(self._shards[number], wanted)
+        for number in numpy_generator(self._seed, "align shards").permutation(len(self._entries)):
+            yield from self._shard(self._entries[number], wanted)
 
-    def _shard(self, shard: ShardInfo, wanted: Callable[[int | None], bool]) -> Iterator[Candidate]:
-        rows = [row for row in sidecar.read(self._folder, shard) if row.status == "ok"]
-        keys = {row.key for row in rows}
+    def _shard(self, entry: Entry, wanted: Callable[[int | None], bool]) -> Iterator[Candidate]:
+        shard, left_out = entry.shard, self._left_out.get(entry.shard.file, frozenset())
         # One shard's images, still encoded, lie in memory at a time, so that the order within it is free.
-        encoded = {sample.key: sample.image for sample in read_shard(self._manifest.path(shard)) if sample.key in keys}
-        if missing := keys - encoded.keys():
-            path = self._manifest.path(shard)
-            raise UserError(f"{path}: has no image {min(missing)}, yet it is captioned; run `fedscale caption` again")
+        pairs = joined(self._captions, self._manifest, entry)
+        usable = [(sample, row) for sample, row in pairs if row.status == "ok" and row.key not in left_out]
+        rows, encoded = [row for _, row in usable], {sample.key: sample.image for sample, _ in usable}
         for index in numpy_generator(self._seed, "align images", shard.file).permutation(len(rows)):
             row = rows[index]
             keyword = self._classes.get(_word(row.keyword)) if row.keyword else None

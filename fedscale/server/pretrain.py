@@ -19,16 +19,18 @@ from fedscale.config.schema import Config
 from fedscale.data.augment import augment, normalise
 from fedscale.data.build import ensure_shards
 from fedscale.data.manifest import Manifest
+from fedscale.data.open_pool import open_pool
 from fedscale.device import pick_device
 from fedscale.distributed.accelerator import any_rank, make_accelerator
 from fedscale.distributed.state import load_state, save_state
 from fedscale.errors import Stopped, UserError
 from fedscale.models import Classifier, initial_model, save_weights
-from fedscale.models.clip import ClipTeacher, load_clip
+from fedscale.models.clip import load_clip
 from fedscale.models.mllm import load_mllm
 from fedscale.progress import Task
 from fedscale.rng import derive, torch_generator
 from fedscale.runs import RunFolder
+from fedscale.server.caption.prompts import of_kind
 from fedscale.server.pretrain_data import Batch, PairStream
 from fedscale.server.pretrain_schedule import alpha_at, lr_at
 from fedscale.server.pretrain_task import Distillation
@@ -47,7 +49,7 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
     """
     folder = run.stage("pretrain")
     manifest = ensure_shards(config.data, session.reporter)
-    pairs = PairStream(config, manifest, run)
+    pairs = PairStream(config, open_pool(config.data, session.reporter), run)
     if pairs.num_skipped:
         session.reporter.say(f"pretrain: {pairs.num_skipped} captioned images without whole texts are left out")
     trainer = Trainer(config, manifest, pairs, folder)
@@ -84,12 +86,14 @@ class Trainer:
         self.steps = max(1, settings.epochs * pairs.num_pairs // settings.batch_size)
         device = pick_device(config)
         self._accelerator = make_accelerator(device, settings.mixed_precision)
-        self._clip: ClipTeacher = load_clip(config.teachers.clip, self._accelerator.device)
+        live = settings.teacher == "live"
+        self._clip = load_clip(config.teachers.clip, self._accelerator.device) if live else None
         language_model, self._encoder = _language_side(config, self._accelerator.device)
         # Kept from before `prepare`: accelerate's unwrap_model would import deepspeed, which takes seconds.
         self._student = initial_model(config, len(manifest.class_names))
         torch.manual_seed(derive(config.seed, "pretrain heads"))
-        task = Distillation(self._student, language_model, self._clip.embed_dim, settings)
+        embed_dim = self._clip.embed_dim if self._clip else pairs.embed_dim()
+        task = Distillation(self._student, language_model, embed_dim, settings)
         self.num_trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
         optimizer = torch.optim.AdamW(_parameter_groups(task, settings.weight_decay), lr=settings.lr)
         self._task, self._optimizer = self._accelerator.prepare(task, optimizer)
@@ -135,11 +139,10 @@ class Trainer:
         torch.manual_seed(derive(config.seed, "dropout", step))  # no generator state has to be saved
         images = batch.images.to(device)
         draws = torch_generator(config.seed, "pretrain augment", step)
-        augmented = normalise(augment(images, settings.augment, draws), config.data.mean, config.data.std)
-        # Cloned, because the teacher gives inference tensors, of which autograd may save none.
-        seen = self._clip.encode_images(images).clone()
-        read = self._clip.encode_texts(batch.descriptions).clone() if settings.contrastive_weight > 0 else None
-        tokens = self._encoder.encode(batch.kinds, batch.texts)
+        kind = "none" if batch.augmented else settings.augment
+        augmented = normalise(augment(images, kind, draws), config.data.mean, config.data.std)
+        seen, read = self._taught(images, batch)
+        tokens = self._encoder.encode(batch.dialogues)
         tokens = Tokens(tokens.ids.to(device), tokens.labels.to(device))
         losses: dict[str, Tensor] = self._task(augmented, seen, tokens, alpha, read)
         values = {name: loss.item() for name, loss in losses.items()}
@@ -154,6 +157,16 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return {"step": step + 1, **values, "alpha": alpha, "lr": lr}
+
+    def _taught(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The teacher's embeddings of the images and, where the contrastive loss asks for them, of the descriptions."""
+        contrastive = self._settings.contrastive_weight > 0
+        if self._clip is None:
+            assert batch.seen is not None and batch.read is not None, "the stream gives what the store holds"
+            return batch.seen.to(images.device), batch.read.to(images.device) if contrastive else None
+        # Cloned, because the teacher gives inference tensors, of which autograd may save none.
+        read = self._clip.encode_texts(batch.descriptions).clone() if contrastive else None
+        return self._clip.encode_images(images).clone(), read
 
     def _log(self, row: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:
@@ -188,10 +201,13 @@ def _language_side(config: Config, device: torch.device) -> tuple[Any, TextEncod
     """The MLLM's language model, and the encoder that writes prompts in its chat form."""
     mllm = load_mllm(config.teachers.mllm, device)
     language_model, tokenizer = mllm.language_model()
-    prompts = {
-        kind: mllm.prompt_text(getattr(config.caption.prompts, kind), with_image=False) for kind in config.caption.kinds
-    }
-    return language_model, TextEncoder(tokenizer, prompts, config.pretrain.max_text_tokens)
+    encoder = TextEncoder(
+        tokenizer,
+        lambda question, before: mllm.prompt_text(question, with_image=False, history=before),
+        config.pretrain.max_text_tokens,
+    )
+    encoder.check(turns[0] for kind in config.caption.kinds for turns in of_kind(config.caption.prompts, kind))
+    return language_model, encoder
 
 
 def _parameter_groups(task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Texts to token ids: the prompt of a kind, its answer, and labels that count the answer alone."""
+"""Texts to token ids: a dialogue in the model's chat form, and labels that count the answers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,42 +13,68 @@ from fedscale.errors import UserError
 
 IGNORED = -100  # label of a position that has no loss
 
+Dialogue = tuple[tuple[str, str], ...]  # (question, answer), turn by turn
+ChatForm = Callable[[str, Dialogue], str]  # (question, the turns before it) up to where its answer begins
+
 
 @dataclass(frozen=True)
 class Tokens:
-    """Right-padded ids and labels, int64 [B, T] each. Labels are the ids of the answer, and IGNORED elsewhere."""
+    """Right-padded ids and labels, int64 [B, T] each. Labels are the ids of the answers, and IGNORED elsewhere."""
 
     ids: Tensor
     labels: Tensor
 
 
 class TextEncoder:
-    """Encodes (kind, answer) pairs with a language model's tokenizer.
+    """Encodes dialogues with a language model's tokenizer.
 
-    `prompts` by kind are in the model's chat form, without the image's place: the visual tokens go in front of all text
-    (METHOD.md, stage 1.2). Raises UserError when a prompt alone is longer than `max_tokens`.
+    `chat_form` writes them without the image's place: the visual tokens go in front of all text (METHOD.md, stage 1.2).
     """
 
-    def __init__(self, tokenizer: Any, prompts: dict[str, str], max_tokens: int) -> None:
-        self._tokenizer, self._max = tokenizer, max_tokens
-        self._prompts = prompts
-        self._lengths = {kind: len(tokenizer(prompt)["input_ids"]) for kind, prompt in prompts.items()}
+    def __init__(self, tokenizer: Any, chat_form: ChatForm, max_tokens: int) -> None:
+        self._tokenizer, self._chat_form, self._max = tokenizer, chat_form, max_tokens
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        for kind, length in self._lengths.items():
-            if length >= max_tokens:
+        self._openings: dict[str, tuple[str, int]] = {}  # the chat form of a first question, and its tokens
+
+    def check(self, questions: Iterable[str]) -> None:
+        """Raises UserError when a first question alone fills `max_tokens`: no answer would ever be learnt from."""
+        for question in questions:
+            length = self._opening(question)[1]
+            if length >= self._max:
                 raise UserError(
-                    f"pretrain.max_text_tokens={max_tokens}: the prompt of {kind} takes {length} tokens, raise it"
+                    f"pretrain.max_text_tokens={self._max}: the question {question!r} takes {length} tokens, raise it"
                 )
 
-    def encode(self, kinds: Sequence[str], answers: Sequence[str]) -> Tokens:
-        """Prompt, answer and end token of each pair; an answer that is too long loses its end, end token included."""
-        ids, labels = [], []
-        spoken = [f"{self._prompts[kind]} {answer}" for kind, answer in zip(kinds, answers, strict=True)]
-        for kind, whole in zip(kinds, self._tokenizer(spoken)["input_ids"], strict=True):
-            whole = [*whole, self._tokenizer.eos_token_id][: self._max]
-            ids.append(whole)
-            labels.append([IGNORED] * self._lengths[kind] + whole[self._lengths[kind] :])
+    def encode(self, dialogues: Sequence[Dialogue]) -> Tokens:
+        """Questions, answers and end token of each dialogue; one that is too long loses its end, end token included."""
+        ids, labels = zip(*map(self._encoded, dialogues), strict=True)
         longest = max(map(len, ids))
-        ids = [row + [self._pad] * (longest - len(row)) for row in ids]
-        labels = [row + [IGNORED] * (longest - len(row)) for row in labels]
-        return Tokens(torch.tensor(ids), torch.tensor(labels))
+        return Tokens(
+            torch.tensor([row + [self._pad] * (longest - len(row)) for row in ids]),
+            torch.tensor([row + [IGNORED] * (longest - len(row)) for row in labels]),
+        )
+
+    def _encoded(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
+        spans = []
+        for turn, (question, answer) in enumerate(dialogue):
+            if turn == 0:
+                prompt, start = self._opening(question)
+            else:
+                prompt = self._chat_form(question, dialogue[:turn])
+                start = self._length(prompt)
+            said = f"{prompt} {answer}"
+            spans.append((start, self._length(said) if turn + 1 < len(dialogue) else None))
+        whole = [*self._tokenizer(said)["input_ids"], self._tokenizer.eos_token_id][: self._max]
+        labels = [IGNORED] * len(whole)
+        for start, end in spans:  # tokenised together, as when the answer was generated: a prefix keeps its tokens
+            labels[start:end] = whole[start:end]
+        return whole, labels
+
+    def _opening(self, question: str) -> tuple[str, int]:
+        if question not in self._openings:
+            prompt = self._chat_form(question, ())
+            self._openings[question] = prompt, self._length(prompt)
+        return self._openings[question]
+
+    def _length(self, text: str) -> int:
+        return len(self._tokenizer(text)["input_ids"])

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedscale import files
 from fedscale.config import Config, to_dict
 from fedscale.data.balance import drawn_evenly
-from fedscale.data.build import ensure_shards
+from fedscale.data.build import ensure_shards, shard_folder
 from fedscale.data.folders import published_folder
 from fedscale.data.manifest import Manifest
 from fedscale.data.store import open_store
@@ -28,6 +28,7 @@ from fedscale.device import pick_device
 from fedscale.errors import UserError
 from fedscale.progress import Reporter
 from fedscale.rng import numpy_generator
+from fedscale.server.caption.prompts import of_kind
 from fedscale.teachers.optimiser import Schedule
 
 LAYOUT = 2  # raise it when the training below changes, so that older teachers are not taken for its result
@@ -44,9 +45,9 @@ def ensure_offline_teachers(config: Config, folder: Path, reporter: Reporter) ->
 
     Raises UserError where the pool is absent or too small, or has an image without a keyword.
     """
-    manifest = ensure_shards(config.data, reporter)
+    manifest = ensure_shards(config.data, reporter)  # its own pool, even where data.pool names a foreign one
     inputs = _inputs(config, manifest)
-    home = folder / f"teachers-{files.fingerprint(inputs)[:8]}"
+    home = _home(folder, inputs)
     if not (home / MARKER).exists():
         reporter.say(
             "offline teachers: no published weights are used; a small CLIP and a small LLaVA captioner are trained "
@@ -56,6 +57,23 @@ def ensure_offline_teachers(config: Config, folder: Path, reporter: Reporter) ->
             card = _train(config, manifest, fresh, reporter)
             files.write_json(fresh / MARKER, {**card, "inputs": inputs})
         reporter.say(_line(card))
+    return _using(config, home)
+
+
+def located_offline_teachers(config: Config, folder: Path) -> Config:
+    """The config with both teachers where `ensure_offline_teachers` puts them; nothing is built or trained.
+
+    Raises UserError where there are no shards yet.
+    """
+    manifest = Manifest.load(shard_folder(config.data))
+    return _using(config, _home(folder, _inputs(config, manifest)))
+
+
+def _home(folder: Path, inputs: dict[str, Any]) -> Path:
+    return folder / f"teachers-{files.fingerprint(inputs)[:8]}"
+
+
+def _using(config: Config, home: Path) -> Config:
     clip = dataclasses.replace(config.teachers.clip, model=str(home / "clip"), pretrained=None)
     mllm = dataclasses.replace(config.teachers.mllm, model=str(home / "llava"), revision=None)
     return dataclasses.replace(config, teachers=dataclasses.replace(config.teachers, clip=clip, mllm=mllm))
@@ -97,7 +115,13 @@ def _inputs(config: Config, manifest: Manifest) -> dict[str, Any]:
 
 
 def _questions(config: Config) -> dict[str, list[str]]:
-    prompts = {kind: [getattr(config.caption.prompts, kind)] for kind in TEMPLATES}
+    for kind in TEMPLATES:
+        if any(len(turns) > 1 for turns in of_kind(config.caption.prompts, kind)):
+            raise UserError(
+                f"caption.prompts.{kind}: offline teachers answer single questions, not a conversation of several; "
+                "use caption.prompt_file=configs/prompts/plain.yaml"
+            )
+    prompts = {kind: [turns[0] for turns in of_kind(config.caption.prompts, kind)] for kind in TEMPLATES}
     if config.teachers.mllm.question not in prompts["conversation"]:
         prompts["conversation"].append(config.teachers.mllm.question)
     return prompts

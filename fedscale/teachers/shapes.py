@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from fedscale import files
-from fedscale.config.schema import ClipConfig, MllmConfig, PromptsConfig
+from fedscale.config.schema import TEXT_KINDS, ClipConfig, MllmConfig, PromptsConfig
 from fedscale.data.shapes import CLASSES, Shape, render
 from fedscale.house import PACKAGE
 from fedscale.progress import Reporter, TerminalReporter
 from fedscale.rng import derive
+from fedscale.server.caption.prompts import of_kind
 from fedscale.teachers.accuracy import clip_accuracy, llava_accuracy
 from fedscale.teachers.clip import ClipSize, train_clip
 from fedscale.teachers.llava import LlavaSize, train_llava
@@ -106,10 +107,10 @@ def clip_texts(shown: Iterable[Shape]) -> list[list[str]]:
 def shapes_questions() -> dict[str, list[str]]:
     """What LLaVA is asked, by kind: the configured prompts' defaults, and the alignment's question."""
     prompts, question = PromptsConfig(), MllmConfig().question
-    asked = {"description": [prompts.description], "conversation": [prompts.conversation]}
+    asked = {kind: [turns[0] for turns in of_kind(prompts, kind)] for kind in TEXT_KINDS}
     if question not in asked["conversation"]:
         asked["conversation"].append(question)
-    return asked | {"reasoning": [prompts.reasoning]}
+    return asked
 
 
 def _readme(card: dict[str, object]) -> str:

@@ -152,9 +152,9 @@ class RunBuilder:
                 word = self.names[index % self.num_classes]
                 said = self.names[(index + 1) % self.num_classes] if index % 5 == 4 else word
                 texts = {
-                    "description": f"A large red {said} with a striped texture on a pale green background.",
-                    "conversation": text.format(said),
-                    "reasoning": f"It has the outline of a {said}, so the main object is a {said}.",
+                    "description": [f"A large red {said} with a striped texture on a pale green background."],
+                    "conversation": [text.format(said)],
+                    "reasoning": [f"It has the outline of a {said}, so the main object is a {said}."],
                 }
                 status = "truncated" if index % 10 == 9 else "ok"
                 rows.append({"key": f"{shard:02d}{index:04d}", "status": status, "texts": texts, "keyword": word})

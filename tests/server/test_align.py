@@ -96,7 +96,8 @@ class World:
     def drawn(self, session: Session | None = None, seed: int | None = None, **settings):
         config = self.with_align(**settings)
         config = dataclasses.replace(config, seed=config.seed if seed is None else seed)
-        return draw(config, Pool(config, self.manifest, self.run), COLOURS, colour_teacher, session or Session())
+        pool = Pool(config, self.manifest, self.run, COLOURS)
+        return draw(config, pool, COLOURS, colour_teacher, session or Session())
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def _break_first(manifest: Manifest, info: ShardInfo, folder: Path) -> None:
 def test_captions_of_other_shards_are_refused(world: World) -> None:
     info = world.manifest.shards("pool")[0]
     write_shard(world.manifest.path(info), [Sample("99999999", picture(0, 1), "png", keyword="red")])
-    with pytest.raises(UserError, match=r"has no image .* yet it is captioned"):
+    with pytest.raises(UserError, match=r"image 99999999 has .* captions; run `fedscale caption` again"):
         world.drawn(images_per_class=13)
 
 

@@ -32,13 +32,18 @@ class LetterTokenizer:
         return {"input_ids": [0, *(2 + (ord(c) - ord("a")) % 26 for c in text if c.isalpha())]}
 
 
+def chat(question: str, before: tuple[tuple[str, str], ...]) -> str:
+    return " ".join([word for turn in before for word in turn] + [question])
+
+
 def make_task(**settings) -> tuple[Distillation, tuple]:
     config = PretrainConfig(visual_tokens=3, **{"language_model": "frozen", **settings})
     torch.manual_seed(0)
     student = build_model(ModelConfig(width=4), 5)
     task = Distillation(student, tiny_llama(), TEACHER_DIM, config).train()
-    encoder = TextEncoder(LetterTokenizer(), {"conversation": "what", "description": "describe"}, 16)
-    tokens = encoder.encode(["conversation", "description", "conversation"], ["a cat", "red", "it is a dog"])
+    tokens = TextEncoder(LetterTokenizer(), chat, 16).encode(
+        [(("what", "a cat"),), (("describe", "red"),), (("what", "it is a dog"),)]
+    )
     return task, (torch.randn(3, 3, 8, 8), F.normalize(torch.randn(3, TEACHER_DIM), dim=-1), tokens)
 
 
@@ -47,17 +52,23 @@ def gradient(module: torch.nn.Module) -> float:
 
 
 def test_labels_are_the_answer_and_its_end_alone():
-    encoder = TextEncoder(LetterTokenizer(), {"a": "xy", "b": "x"}, 8)
-    tokens = encoder.encode(["a", "b"], ["c", "abc"])
+    encoder = TextEncoder(LetterTokenizer(), chat, 8)
+    tokens = encoder.encode([(("xy", "c"),), (("x", "abc"),)])
     assert tokens.ids.tolist() == [[0, 25, 26, 4, 1, 1], [0, 25, 2, 3, 4, 1]]
     assert tokens.labels.tolist() == [[IGNORED] * 3 + [4, 1, IGNORED], [IGNORED] * 2 + [2, 3, 4, 1]]
 
 
-def test_a_long_answer_is_cut_and_a_long_prompt_refused():
-    encoder = TextEncoder(LetterTokenizer(), {"a": "xy"}, 5)
-    assert encoder.encode(["a"], ["abcdef"]).labels.tolist() == [[IGNORED] * 3 + [2, 3]]
-    with pytest.raises(UserError, match=r"pretrain.max_text_tokens=3: the prompt of a takes 3 tokens"):
-        TextEncoder(LetterTokenizer(), {"a": "xy"}, 3)
+def test_of_a_conversation_every_answer_is_learnt_and_no_question():
+    tokens = TextEncoder(LetterTokenizer(), chat, 16).encode([(("xy", "c"), ("z", "ab"))])
+    assert tokens.ids.tolist() == [[0, 25, 26, 4, 27, 2, 3, 1]]
+    assert tokens.labels.tolist() == [[IGNORED] * 3 + [4, IGNORED, 2, 3, 1]]
+
+
+def test_a_long_answer_is_cut_and_a_long_question_refused():
+    encoder = TextEncoder(LetterTokenizer(), chat, 5)
+    assert encoder.encode([(("xy", "abcdef"),)]).labels.tolist() == [[IGNORED] * 3 + [2, 3]]
+    with pytest.raises(UserError, match=r"pretrain.max_text_tokens=3: the question 'xy' takes 3 tokens"):
+        TextEncoder(LetterTokenizer(), chat, 3).check(["x", "xy"])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])

@@ -25,7 +25,7 @@ from fedscale.data.shards import Sample, write_shard
 from fedscale.progress import SilentReporter
 from fedscale.runs import RunFolder
 from fedscale.server import caption, pretrain
-from fedscale.server.caption import sidecar
+from fedscale.server.caption import ledger, sidecar
 from fedscale.session import Session
 from fedscale.teachers.clip import ClipSize, train_clip
 from fedscale.teachers.llava import LlavaSize, train_llava
@@ -64,12 +64,12 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def config_of(manifest: Manifest, teachers: TeachersConfig, engine: str, how: str = "lora") -> Config:
-    prompts = PromptsConfig(QUESTION, QUESTION, QUESTION)
+    prompts = PromptsConfig(description=(QUESTION,), conversation=((QUESTION,),), reasoning=(QUESTION,))
     config = Config(name="t", model=ModelConfig(width=4), device="cpu", teachers=teachers)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, dir=str(manifest.root)),
-        caption=CaptionConfig(engine=engine, prompts=prompts, batch_size=5, max_new_tokens=3),
+        caption=CaptionConfig(engine=engine, prompts=prompts, batch_size=5, max_new_tokens=3, retry_temperatures=()),
         pretrain=PretrainConfig(
             epochs=3,
             batch_size=6,
@@ -84,7 +84,8 @@ def config_of(manifest: Manifest, teachers: TeachersConfig, engine: str, how: st
 def test_llava_answers_every_prompt_for_every_image_in_order(manifest, teachers, tmp_path):
     config, run = config_of(manifest, teachers, "hf"), RunFolder(tmp_path / "run")
     summary = caption.run(config, run, Session())
-    rows = sidecar.read(run.stage("caption"), manifest.shards("pool")[0])
+    (entry,) = ledger.captioned(config, manifest, run)
+    rows = sidecar.read(sidecar.storage(config, run), entry.shard, entry.marker)
     assert [row.key for row in rows] == [f"{n:08d}" for n in range(12)]
     assert all(set(row.texts) == set(config.caption.kinds) for row in rows)
     assert all(1 <= tokens <= 3 for row in rows for tokens in row.tokens.values())

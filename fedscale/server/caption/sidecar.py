@@ -1,58 +1,35 @@
 """Sidecars: what a captioned shard leaves, `NNNNN.jsonl` and then `NNNNN.done.json`, named after the input shard.
 
 One row per input key, in input order. A shard is captioned if and only if its marker says so: made by the same
-settings, from the same input bytes, and the rows still have the hash that was recorded. Anything else is done again,
-except another config's result, which is refused (PITFALLS G 1 to 3).
+settings, from the same input bytes, and rows of the recorded size are there. Anything else is done again, except
+another config's result, which is refused (PITFALLS G 1 to 3). The settings that a fingerprint stands for lie once in
+`settings-FINGERPRINT.json`, so that a marker stays small: there may be a hundred thousand of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import re
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fedscale import files
+from fedscale.config import to_dict
 from fedscale.config.schema import Config
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.errors import UserError
 from fedscale.runs import RunFolder
+from fedscale.server.caption.rows import STATUSES, Row, from_json
+from fedscale.storage import Storage, storage_at
 
-STATUSES = ("ok", "decode_error", "truncated", "empty")
-
-
-@dataclass(frozen=True)
-class Row:
-    """The texts of one image by kind, how each ended (`stop` or `length`) and how many tokens it took.
-
-    `status` is one of STATUSES; only `ok` rows have a whole text of every kind.
-    """
-
-    key: str
-    status: str
-    keyword: str | None
-    texts: dict[str, str] = field(default_factory=dict)
-    finish: dict[str, str] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    error: str = ""  # what a decode_error was
-
-    @property
-    def named(self) -> bool | None:
-        """Whether the conversation names the crawl keyword; None where there is nothing to compare."""
-        if self.status != "ok" or not self.keyword or "conversation" not in self.texts:
-            return None
-        word = re.escape(self.keyword.replace("_", " "))
-        return re.search(rf"\b{word}(e?s)?\b", self.texts["conversation"], re.IGNORECASE) is not None
+SCHEMA = 2  # of rows and markers
 
 
-def folder(config: Config, run: RunFolder) -> Path:
-    """Where the sidecars lie: `caption.dir`, else the run folder."""
-    return Path(config.caption.dir) if config.caption.dir else run.stage("caption")
+def storage(config: Config, run: RunFolder) -> Storage:
+    """Where the sidecars lie: `caption.dir` (a folder or URL), else the run folder."""
+    return storage_at(config.caption.dir or str(run.stage("caption")))
 
 
 def selected(config: Config, manifest: Manifest) -> list[ShardInfo]:
@@ -70,96 +47,94 @@ def selected(config: Config, manifest: Manifest) -> list[ShardInfo]:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Every setting that determines a row, by its dotted key. How many images are captioned is none of them."""
+    """Every setting that determines a row, by its dotted key; how many images are captioned, and where, is none."""
     caption = config.caption
-    result: dict[str, Any] = {"caption.engine": caption.engine, "caption.kinds": list(caption.kinds)}
-    if caption.engine == "template":
-        return result
-    mllm = config.teachers.mllm
-    result |= {f"caption.prompts.{kind}": getattr(caption.prompts, kind) for kind in caption.kinds}
-    result |= {"caption.max_new_tokens": caption.max_new_tokens, "caption.temperature": caption.temperature}
-    result |= {f"teachers.mllm.{name}": getattr(mllm, name) for name in ("model", "revision", "dtype")}
-    if caption.temperature > 0:  # draws are made batch by batch
-        result |= {"caption.seed": caption.seed, "caption.batch_size": caption.batch_size}
-    return result
+    names = ["engine", "kinds", "seed", "max_pixels"]
+    result: dict[str, Any] = {"schema": SCHEMA}
+    if caption.engine != "template":
+        names += ["use_keyword", "max_new_tokens", "temperature", "retry_temperatures"]
+        prompts = to_dict(caption.prompts)
+        asked = [*caption.kinds, "hint"] if caption.use_keyword else caption.kinds
+        result |= {f"caption.prompts.{name}": prompts[name] for name in asked}
+        if caption.engine == "openai":
+            result |= {f"caption.openai.{name}": getattr(caption.openai, name) for name in ("base_url", "model")}
+        else:
+            mllm = config.teachers.mllm
+            result |= {f"teachers.mllm.{name}": getattr(mllm, name) for name in ("model", "revision", "dtype")}
+    values = to_dict(caption)
+    return result | {f"caption.{name}": values[name] for name in names}
 
 
-def publish(folder: Path, shard: ShardInfo, rows: Sequence[Row], made_by: dict[str, Any]) -> dict[str, Any]:
-    """Write the rows, then the marker, each atomically; returns the marker."""
-    # ASCII, so that no reader takes U+2028 or U+0085 inside a text for the end of a line.
-    text = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
-    files.write_text(rows_path(folder, shard), text)
+def publish(
+    where: Storage,
+    shard: ShardInfo,
+    rows: Sequence[Row],
+    made_by: dict[str, Any],
+    words: frozenset[str],
+    sha256: str,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Publish the rows, then the marker, each whole or absent; returns the marker.
+
+    `words` are the class names, `sha256` that of the input as it was read, `seconds` the time spent by stage.
+    """
+    text = "".join(row.line() for row in rows).encode("ascii")
+    began = time.perf_counter()
+    where.publish(rows_name(shard), text)
+    seconds = {**seconds, "write": time.perf_counter() - began}
     statuses = Counter(row.status for row in rows)
+    named = [row.names(words) for row in rows]
     marker = {
         "n_in": len(rows),
         "n_ok": statuses["ok"],
-        "statuses": {status: statuses[status] for status in STATUSES},
-        "n_comparable": sum(row.named is not None for row in rows),
-        "n_named": sum(row.named is True for row in rows),
-        "decode_errors": [row.key for row in rows if row.status == "decode_error"],
+        "statuses": {status: statuses[status] for status in STATUSES if statuses[status]},
+        "n_comparable": sum(name is not None for name in named),
+        "n_named": sum(name is True for name in named),
+        "unreadable": [row.key for row in rows if row.status in ("decode_error", "too_large")],
         "tokens": sum(sum(row.tokens.values()) for row in rows),
         "input": shard.file,
-        "input_sha256": shard.sha256,
-        "output_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "input_bytes": shard.bytes,
+        "input_sha256": sha256,
+        "output_bytes": len(text),
+        "output_sha256": hashlib.sha256(text).hexdigest(),
         "fingerprint": files.fingerprint(made_by),
-        "settings": made_by,
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
-    files.write_json(_marker_path(folder, shard), marker)
+    where.publish(marker_name(shard), (json.dumps(marker, sort_keys=True) + "\n").encode("ascii"))
     return marker
 
 
-def marker(folder: Path, shard: ShardInfo, made_by: dict[str, Any]) -> dict[str, Any] | None:
-    """The shard's marker, or None when it is not captioned (or not whole) yet.
+def declare(where: Storage, made_by: dict[str, Any]) -> None:
+    """Publish what the fingerprint of these settings stands for, before any marker names it."""
+    name = settings_name(files.fingerprint(made_by))
+    if name not in where.listing():
+        where.publish(name, (json.dumps(made_by, indent=1, sort_keys=True) + "\n").encode())
 
-    Raises UserError naming the keys that differ when the folder holds another config's captions of this shard.
-    """
-    path = _marker_path(folder, shard)
+
+def read(where: Storage, shard: ShardInfo, marker: dict[str, Any]) -> list[Row]:
+    """The shard's rows in input order. Raises UserError where they are not those that the marker recorded."""
+    name = rows_name(shard)
+    place = f"{where.url}/{name}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    if not isinstance(found, dict) or "settings" not in found:
-        return None
-    old = {**found["settings"], "data (sha256 of the shard)": found.get("input_sha256")}
-    new = {**made_by, "data (sha256 of the shard)": shard.sha256}
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    if keys:
-        differing = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys[:3])
-        raise UserError(
-            f"{path}: captions of another config ({differing}); "
-            "choose another caption.dir= or name=, or delete the folder"
-        )
-    rows = rows_path(folder, shard)
-    if not rows.exists() or hashlib.sha256(rows.read_bytes()).hexdigest() != found["output_sha256"]:
-        return None
-    return found
+        text = where.read(name)
+    except FileNotFoundError:
+        raise UserError(f"{place}: is missing; run `fedscale caption` again") from None
+    if hashlib.sha256(text).hexdigest() != marker["output_sha256"]:
+        raise UserError(f"{place}: altered since it was captioned; delete it and run `fedscale caption` again")
+    return [from_json(json.loads(line), place) for line in text.decode("ascii").splitlines()]
 
 
-def read(folder: Path, shard: ShardInfo) -> list[Row]:
-    """The shard's rows in input order; a torn last line is dropped. Raises UserError for any other malformed line."""
-    path = rows_path(folder, shard)
-    rows = files.read_jsonl(path)
-    try:
-        return [Row(**row) for row in rows]
-    except TypeError:
-        raise UserError(f"{path}: not caption rows; delete it and run `fedscale caption` again") from None
+def rows_name(shard: ShardInfo) -> str:
+    return f"{shard.stem}.jsonl"
 
 
-def captioned(config: Config, manifest: Manifest, run: RunFolder) -> list[tuple[ShardInfo, dict[str, Any]]]:
-    """The selected shards with their markers. Raises UserError when one is not captioned yet."""
-    where, made_by = folder(config, run), settings(config)
-    found = []
-    for shard in selected(config, manifest):
-        done = marker(where, shard, made_by)
-        if done is None:
-            raise UserError(f"{rows_path(where, shard)}: not captioned; run `fedscale caption` with this config first")
-        found.append((shard, done))
-    return found
+def marker_name(shard: ShardInfo) -> str:
+    return f"{shard.stem}.done.json"
 
 
-def rows_path(folder: Path, shard: ShardInfo) -> Path:
-    return folder / f"{Path(shard.file).stem}.jsonl"
+def failed_name(shard: ShardInfo) -> str:
+    return f"{shard.stem}.failed.json"
 
 
-def _marker_path(folder: Path, shard: ShardInfo) -> Path:
-    return folder / f"{Path(shard.file).stem}.done.json"
+def settings_name(fingerprint: str) -> str:
+    return f"settings-{fingerprint}.json"

@@ -1,254 +1,261 @@
 """Captioning: one row a key, in order, published shard by shard, never twice and never half."""
 
 import dataclasses
-import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fedscale import files
 from fedscale.config.schema import Config
-from fedscale.data.images import encode_png
-from fedscale.data.manifest import Manifest, ShardInfo
-from fedscale.data.shards import Sample, write_shard
 from fedscale.errors import Stopped, UserError
-from fedscale.runs import RunFolder
-from fedscale.server.caption import run, sidecar, stage
 from fedscale.server.caption.engines import Answer
-from fedscale.server.caption.engines.hf import HfEngine
-from fedscale.server.caption.engines.template import TemplateEngine
 from fedscale.session import Session
-
-WORDS = ("circle", "arrow")
-TEMPLATE = {"engine": "template", "batch_size": 2}
+from tests.server.caption.support import Captioned, make_pool, sample
 
 
-def make_pool(root: Path, shards: list[list[Sample]]) -> Manifest:
-    infos = []
-    for number, samples in enumerate(shards):
-        file = f"pool/{number:05d}.tar"
-        written = write_shard(root / file, samples)
-        infos.append(ShardInfo(file, written.samples, written.bytes, written.sha256, {}))
-    manifest = Manifest(root, "pool", WORDS, "f" * 16, {"pool": tuple(infos)}, {})
-    manifest.save()
-    return manifest
-
-
-def sample(number: int, image: bytes | None = None, keyword: str | None = None) -> Sample:
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Sample(f"{number:08d}", image or encode_png(pixels), "png", keyword=keyword or WORDS[number % 2])
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Manifest:
-    return make_pool(tmp_path / "shards", [[sample(n) for n in range(5 * s, 5 * s + 5)] for s in range(3)])
-
-
-def config_of(manifest: Manifest, **caption) -> Config:
-    config = Config(name="t")
-    data = dataclasses.replace(config.data, dir=str(manifest.root))
-    return dataclasses.replace(
-        config, data=data, caption=dataclasses.replace(config.caption, **{**TEMPLATE, **caption})
-    )
-
-
-def caption(manifest: Manifest, tmp_path: Path, session: Session | None = None, **settings) -> dict:
-    return run(config_of(manifest, **settings), RunFolder(tmp_path / "run"), session or Session())
-
-
-class FakeEngine:
-    """Answers with the key, ends as told, and may ask for a stop after some batches."""
-
-    def __init__(self, session: Session, stop_after: int = 0, answers: dict[str, Answer] | None = None) -> None:
-        self.session, self.stop_after, self.answers, self.batches = session, stop_after, answers or {}, 0
-
-    def answer(self, requests):
-        self.batches += 1
-        if self.batches == self.stop_after:
-            self.session.stop.set()
-        default = {r.key: Answer(f"a {r.keyword}", "stop", 3) for r in requests}
-        return [{k: {**default, **self.answers}[r.key] for k in ("description", "conversation")} for r in requests]
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    def install(session: Session | None = None, **settings) -> tuple[Session, FakeEngine]:
-        session = session or Session()
-        engine = FakeEngine(session, **settings)
-        monkeypatch.setattr(stage, "make_engine", lambda config: engine)
-        return session, engine
-
-    return install
-
-
-def test_each_shard_has_one_row_a_key_in_order_and_its_marker_last(pool, tmp_path):
-    summary = caption(pool, tmp_path)
-    folder = tmp_path / "run" / "caption"
-    for number, shard in enumerate(pool.shards("pool")):
-        rows = sidecar.read(folder, shard)
+def test_each_shard_has_one_row_a_key_in_order_and_its_marker(captioned):
+    summary = captioned.caption()
+    for number, shard in enumerate(captioned.manifest.shards("pool")):
+        rows = captioned.rows(number)
         assert [row.key for row in rows] == [f"{5 * number + i:08d}" for i in range(5)]
         assert all(row.status == "ok" and set(row.texts) == set(Config().caption.kinds) for row in rows)
-        marker = files.read_json(folder / f"{number:05d}.done.json")
+        marker = files.read_json(captioned.folder / f"{number:05d}.done.json")
         assert (marker["n_in"], marker["n_ok"], marker["input_sha256"]) == (5, 5, shard.sha256)
+        assert set(marker["seconds"]) == {"read", "generate", "write"}
     assert summary["images"] == summary["ok"] == 15
     assert summary["class_naming_accuracy"] == 100.0
-    assert "an arrow" in sidecar.read(folder, pool.shards("pool")[0])[1].texts["description"]
+    assert "an arrow" in captioned.rows()[1].text("description")
+    assert not list(captioned.folder.glob("*.part.jsonl")), "the journals are gone"
 
 
-def test_a_second_run_captions_nothing_and_says_the_same(pool, tmp_path, fake):
-    first = caption(pool, tmp_path)
+def test_a_row_says_what_was_asked_answered_and_how_often(captioned, fake):
+    fake()
+    captioned.caption(engine="hf")
+    row = captioned.rows(engine="hf")[0]
+    prompts = Config().caption.prompts
+    assert row.questions == {
+        "description": [prompts.description[0]],
+        "conversation": [prompts.conversation[0][0]],
+        "reasoning": [prompts.reasoning[0]],
+    }
+    assert row.texts["reasoning"] == ["a circle"] and row.finish["reasoning"] == "stop"
+    assert (row.tokens["reasoning"], row.attempts["reasoning"], row.seed) == (3, 1, Config().caption.seed)
+
+
+def test_a_second_run_captions_nothing_and_says_the_same(captioned, fake):
+    first = captioned.caption()
     _, engine = fake()
-    assert caption(pool, tmp_path) == first
-    assert engine.batches == 0
+    assert captioned.caption() == first
+    assert engine.calls == 0
 
 
-def test_max_images_takes_whole_shards_and_more_can_be_added_later(pool, tmp_path):
-    assert caption(pool, tmp_path, max_images=6)["images"] == 10
-    assert caption(pool, tmp_path, max_images=0)["images"] == 15
+def test_max_images_takes_whole_shards_and_more_can_be_added_later(captioned):
+    assert captioned.caption(max_images=6)["images"] == 10
+    assert captioned.caption(max_images=0)["images"] == 15
 
 
-def test_a_torn_or_altered_sidecar_is_done_again(pool, tmp_path):
-    caption(pool, tmp_path)
-    path = tmp_path / "run" / "caption" / "00001.jsonl"
+def test_a_torn_sidecar_is_done_again_and_an_altered_one_is_never_read(captioned):
+    captioned.caption()
+    path = captioned.folder / "00001.jsonl"
     whole = path.read_text()
     path.write_text(whole[:-7])
-    torn = sidecar.read(path.parent, pool.shards("pool")[1])
-    assert len(torn) == 4, "the torn last line is dropped"
-    caption(pool, tmp_path)
+    captioned.caption()
     assert path.read_text() == whole
+    path.write_text(whole.replace("arrow", "ARROW"))
+    with pytest.raises(UserError, match=r"00001.jsonl: altered since it was captioned"):
+        captioned.rows(1)
 
 
-def test_a_marker_cut_short_counts_as_not_captioned(pool, tmp_path):
-    caption(pool, tmp_path)
-    path = tmp_path / "run" / "caption" / "00002.done.json"
-    whole = path.read_text()
-    path.write_text(whole[:40])
-    caption(pool, tmp_path)
-    assert path.read_text() == whole
+def test_a_marker_cut_short_counts_as_not_captioned(captioned):
+    captioned.caption()
+    path = captioned.folder / "00002.done.json"
+    whole = files.read_json(path)
+    path.write_text(path.read_text()[:40])
+    captioned.caption()
+    assert {**files.read_json(path), "seconds": 0} == {**whole, "seconds": 0}
 
 
-def test_captions_of_another_config_are_refused_by_key(pool, tmp_path):
+def test_captions_of_another_config_are_refused_by_key_unless_they_may_go(captioned, tmp_path):
     kept = str(tmp_path / "beside")
-    caption(pool, tmp_path, dir=kept)
-    with pytest.raises(UserError, match=r"caption.kinds was .*choose another caption.dir"):
-        caption(pool, tmp_path, dir=kept, kinds=("conversation",))
+    captioned.caption(dir=kept)
+    with pytest.raises(UserError, match=r"3 shards .*caption.kinds was .*caption.overwrite=true"):
+        captioned.caption(dir=kept, kinds=("conversation",))
+    assert set(captioned.rows(dir=kept)[0].texts) == set(Config().caption.kinds), "nothing was lost"
+    captioned.caption(dir=kept, kinds=("conversation",), overwrite=True)
+    assert set(captioned.rows(dir=kept, kinds=("conversation",))[0].texts) == {"conversation"}
 
 
-def test_captions_of_other_images_are_refused(pool, tmp_path):
-    caption(pool, tmp_path)
-    other = make_pool(tmp_path / "other", [[sample(n) for n in range(100, 105)]])
-    with pytest.raises(UserError, match="sha256 of the shard"):
-        caption(other, tmp_path)
+def test_captions_of_other_images_are_refused(captioned, tmp_path):
+    captioned.caption()
+    other = Captioned(make_pool(tmp_path / "other", [[sample(n) for n in range(100, 105)]]), captioned.run.path)
+    with pytest.raises(UserError, match=r"the shard's bytes \(sha256\) changed"):
+        other.caption()
 
 
-def test_a_corrupt_image_is_a_row_counted_and_named(tmp_path):
+def test_unreadable_images_are_rows_counted_and_named(tmp_path):
     samples = [sample(n, b"not a png" if n == 3 else None) for n in range(200)]
-    pool, session = make_pool(tmp_path / "shards", [samples]), Session()
-    summary = caption(pool, tmp_path, session, batch_size=64)
-    rows = sidecar.read(tmp_path / "run" / "caption", pool.shards("pool")[0])
+    captioned, session = Captioned(make_pool(tmp_path / "shards", [samples]), tmp_path / "run"), Session()
+    summary = captioned.caption(session, flush_every=64)
+    rows = captioned.rows()
     assert len(rows) == 200 and rows[3].status == "decode_error" and rows[3].error
-    assert summary["decode_error"] == 1 and summary["decode_errors"] == ["pool/00000.tar:00000003"]
+    assert summary["decode_error"] == 1 and summary["unreadable"] == ["pool/00000.tar:00000003"]
     assert any("00000003" in line for line in session.reporter.lines)
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(captioned):
+    with pytest.raises(UserError, match=r"15 of 15 images cannot be decoded or are too large"):
+        captioned.caption(max_pixels=63)
+    assert {row.status for row in captioned.rows(max_pixels=63)} == {"too_large"}
 
 
 def test_too_many_corrupt_images_are_an_error(tmp_path):
     pool = make_pool(tmp_path / "shards", [[sample(n, b"no" if n < 2 else None) for n in range(10)]])
     with pytest.raises(UserError, match=r"2 of 10 images cannot be decoded.*data.max_corrupt"):
-        caption(pool, tmp_path)
+        Captioned(pool, tmp_path / "run").caption()
 
 
-def test_cut_and_empty_texts_are_not_ok(pool, tmp_path, fake):
-    fake(answers={"00000001": Answer("a long", "length", 9), "00000002": Answer("", "stop", 1)})
-    summary = caption(pool, tmp_path)
-    assert (summary["ok"], summary["truncated"], summary["empty"]) == (13, 1, 1)
-    statuses = [row.status for row in sidecar.read(tmp_path / "run" / "caption", pool.shards("pool")[0])]
-    assert statuses == ["ok", "truncated", "empty", "ok", "ok"]
+def test_bad_texts_are_not_ok_and_the_worst_one_counts(captioned, fake):
+    def only_reasoning_fails(request):
+        return Answer("", "stop", 1) if request.kind == "reasoning" else Answer("fine", "stop", 1)
+
+    told = {
+        "00000001": Answer("a long", "length", 9),
+        "00000002": only_reasoning_fails,
+        "00000003": Answer("and so on " * 8, "stop", 30),
+    }
+    fake(answers=told)
+    summary = captioned.caption()
+    assert (summary["ok"], summary["truncated"], summary["empty"], summary["repeated"]) == (12, 1, 1, 1)
+    assert [row.status for row in captioned.rows()] == ["ok", "truncated", "empty", "repeated", "ok"]
+    assert captioned.rows()[2].texts == {"description": ["fine"], "conversation": ["fine"], "reasoning": []}
 
 
-def test_a_stop_keeps_finished_shards_and_the_rest_is_done_by_the_next_run(pool, tmp_path, fake):
-    session, engine = fake(stop_after=5)  # three batches a shard: in the middle of the second
+def test_a_stop_keeps_finished_groups_and_the_next_run_does_only_the_rest(captioned, fake):
+    session, engine = fake(stop_after=5)  # three groups a shard: in the middle of the second
     with pytest.raises(Stopped):
-        caption(pool, tmp_path, session)
-    folder = tmp_path / "run" / "caption"
-    assert engine.batches == 5
-    assert sorted(path.name for path in folder.iterdir()) == ["00000.done.json", "00000.jsonl"]
+        captioned.caption(session)
+    assert engine.calls == 5 and engine.closed
+    assert not (captioned.folder / "00001.done.json").exists()
     _, engine = fake()
-    assert caption(pool, tmp_path)["ok"] == 15
-    assert engine.batches == 6, "the first shard is not captioned twice"
+    assert captioned.caption()["ok"] == 15
+    assert engine.calls == 4, "nothing is captioned twice"
 
 
-def test_a_shard_that_is_not_the_manifests_is_refused(pool, tmp_path):
-    with open(pool.path(pool.shards("pool")[1]), "ab") as file:
+def test_a_shard_that_is_not_the_manifests_fails_and_the_others_are_captioned(captioned):
+    with open(captioned.manifest.path(captioned.manifest.shards("pool")[1]), "ab") as file:
         file.write(b"x")
-    with pytest.raises(UserError, match=r"00001.tar: sha256 is"):
-        caption(pool, tmp_path)
+    with pytest.raises(UserError, match=r"1 of 3 shards failed \(pool/00001.tar: .*caption.max_failed_shards=0.334"):
+        captioned.caption()
+    assert len(captioned.rows(0)) == len(captioned.rows(2)) == 5
+    summary = captioned.caption(max_failed_shards=0.334)
+    assert summary["failed_shards"] == ["pool/00001.tar"] and summary["images"] == 10
 
 
-def test_without_a_pool_the_error_says_how_to_get_one(pool, tmp_path):
+def test_a_shard_copied_again_is_captioned_by_the_next_run(captioned):
+    path = captioned.manifest.path(captioned.manifest.shards("pool")[1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match="1 of 3 shards failed"):
+        captioned.caption()
+    path.write_bytes(whole)
+    assert captioned.caption()["images"] == 15
+    assert not list(captioned.folder.glob("*.failed.json"))
+
+
+def test_a_shard_in_which_workers_die_is_given_up_in_the_end(captioned, fake):
+    class Deadly:
+        in_flight = 1
+
+        def generate(self, requests):
+            raise KeyboardInterrupt  # as little of an ordinary error as kill -9
+
+        def close(self):
+            pass
+
+    from fedscale.server.caption import job
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(job, "make_engine", lambda config: Deadly())
+            captioned.caption(max_attempts=2)
+    _, engine = fake()
+    with pytest.raises(UserError, match=r"1 of 3 shards failed .*2 workers died in it"):
+        captioned.caption(max_attempts=2)
+    assert len(captioned.rows(1)) == 5 and engine.calls == 6
+    assert captioned.caption(max_attempts=2, retry_failed=True)["images"] == 15
+
+
+def test_without_a_pool_the_error_says_how_to_get_one(captioned):
+    pool = captioned.manifest
     none = dataclasses.replace(pool, splits={"train": pool.splits["pool"]})
     none.save()
     with pytest.raises(UserError, match="open_pool"):
-        caption(none, tmp_path)
+        captioned.caption()
 
 
-def test_rows_survive_unusual_line_separators(pool, tmp_path, fake):
+def test_rows_survive_unusual_line_separators(captioned, fake):
     text = "one\u2028two\x85three\nfour"
     fake(answers={"00000001": Answer(text, "stop", 9)})
-    caption(pool, tmp_path)
-    assert sidecar.read(tmp_path / "run" / "caption", pool.shards("pool")[0])[1].texts["description"] == text
+    captioned.caption()
+    assert captioned.rows()[1].text("description") == text
 
 
-def test_the_template_engine_needs_a_keyword():
-    engine = TemplateEngine(Config().caption)
-    request = stage.Request("7", None, None)
-    with pytest.raises(UserError, match="image 7 has no crawl keyword"):
-        engine.answer([request])
+def test_a_broken_engine_blows_the_fuse_and_keeps_what_was_good(captioned, fake):
+    def broken(request):
+        return Answer("", "error", 0, error="503 Service Unavailable")
+
+    session, engine = fake(answers={f"{n:08d}": broken for n in range(3, 15)})
+    with pytest.raises(UserError, match=r"failed at 4 images in a row \(the last: 503 Service Unavailable\)"):
+        captioned.caption(session, fuse=4, retry_temperatures=())
+    assert engine.closed
+    _, engine = fake()
+    summary = captioned.caption(retry_temperatures=(), fuse=4)
+    assert (summary["ok"], summary["generation_error"]) == (13, 2), "the run began in a shard that was then finished"
+    assert {request.key for request in engine.requests} == {f"{n:08d}" for n in range(5, 15)}
+    assert captioned.caption(retry_temperatures=(), retry_failed=True)["ok"] == 15
 
 
-@pytest.mark.parametrize(
-    ("text", "keyword", "named"),
-    [
-        ("two circles.", "circle", True),
-        ("a semicircle", "circle", False),
-        ("A Golden Retriever", "golden_retriever", True),
-        ("a car", "automobile", False),
-    ],
-)
-def test_naming_is_a_match_of_whole_words(text, keyword, named):
-    assert sidecar.Row("0", "ok", keyword, {"conversation": text}).named is named
+def test_failed_rows_are_tried_again_on_request_alone(captioned, fake):
+    fake(answers={"00000001": Answer("", "stop", 1), "00000007": Answer("cut", "length", 1)})
+    assert captioned.caption()["ok"] == 13
+    before = (captioned.folder / "00002.done.json").read_bytes()
+    _, engine = fake()
+    assert captioned.caption()["ok"] == 13 and engine.calls == 0
+    summary = captioned.caption(retry_failed=True)
+    assert summary["ok"] == 15
+    assert {request.key for request in engine.requests} == {"00000001", "00000007"}
+    assert {request.temperature for request in engine.requests} == {Config().caption.retry_temperatures[-1]}
+    assert captioned.rows()[1].attempts["description"] == 4
+    assert (captioned.folder / "00002.done.json").read_bytes() == before
 
 
-@dataclasses.dataclass
-class Generated:
-    text: str
-    finish: str
-    tokens: int
+def test_a_retry_cut_short_loses_no_row(captioned, fake):
+    fake(answers={"00000001": Answer("", "stop", 1)})
+    captioned.caption()
+    session, _ = fake(stop_after=1)
+    session.stop.set()
+    with pytest.raises(Stopped):
+        captioned.caption(session, retry_failed=True)
+    _, engine = fake()
+    assert captioned.caption()["ok"] == 15, "the next run finishes what was reopened"
+    assert {request.key for request in engine.requests} == {"00000001"}
 
 
-class FakeMllm:
-    def __init__(self) -> None:
-        self.calls: list[tuple] = []
-
-    def generate(self, images, prompts, max_new_tokens, temperature, seed):
-        self.calls.append((tuple(images.shape), prompts[0], max_new_tokens, temperature, seed))
-        return [Generated(f" {image.float().mean():.1f} ", "stop", 2) for image in images]
-
-
-def test_hf_answers_in_order_with_one_size_a_batch(pool):
-    mllm = FakeMllm()
-    config = config_of(pool, engine="hf", kinds=("description", "reasoning"), max_new_tokens=5)
-    images = [np.full((size, size, 3), value, np.uint8) for size, value in ((4, 1), (6, 2), (4, 3))]
-    requests = [stage.Request(str(i), stage.torch.from_numpy(image), None) for i, image in enumerate(images)]
-    answers = HfEngine(config, mllm).answer(requests)
-    assert [a["reasoning"].text for a in answers] == ["1.0", "2.0", "3.0"]
-    assert sorted(call[0] for call in mllm.calls) == [(1, 6, 6, 3)] * 2 + [(2, 4, 4, 3)] * 2
-    assert {call[1] for call in mllm.calls} == {config.caption.prompts.description, config.caption.prompts.reasoning}
-    assert len({call[4] for call in mllm.calls}) == 4 and {call[2] for call in mllm.calls} == {5}
+def test_a_text_is_not_tried_for_ever(captioned, fake):
+    fake(answers={"00000001": Answer("", "stop", 1)})
+    captioned.caption(retry_temperatures=(), max_attempts=2)
+    for expected in (3, 0):  # one attempt a kind, then none
+        _, engine = fake(answers={"00000001": Answer("", "stop", 1)})
+        captioned.caption(retry_temperatures=(), max_attempts=2, retry_failed=True)
+        assert len(engine.requests) == expected
 
 
-def test_sampled_captions_depend_on_seed_and_batch_and_greedy_ones_do_not(pool):
-    greedy, sampled = config_of(pool, engine="hf"), config_of(pool, engine="hf", temperature=1.0)
-    assert "caption.seed" not in sidecar.settings(greedy) and "caption.batch_size" not in sidecar.settings(greedy)
-    assert "caption.seed" in sidecar.settings(sampled) and "caption.batch_size" in sidecar.settings(sampled)
-    assert json.loads(json.dumps(sidecar.settings(sampled))) == sidecar.settings(sampled)
+def test_near_duplicates_of_test_images_are_rows_but_never_captioned(captioned, fake):
+    files.write_jsonl(
+        captioned.manifest.root / "near_duplicates.jsonl", [{"shard": "pool/00000.tar", "key": "00000002"}]
+    )
+    dataclasses.replace(captioned.manifest, near_duplicates={"count": 1}).save()
+    _, engine = fake()
+    summary = captioned.caption()
+    assert (summary["ok"], summary["near_duplicate"]) == (14, 1)
+    assert [row.status for row in captioned.rows()] == ["ok", "ok", "near_duplicate", "ok", "ok"]
+    assert "00000002" not in {request.key for request in engine.requests}
