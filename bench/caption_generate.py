@@ -5,7 +5,7 @@
 3. answers of drawn lengths: slot use and time of static batches, and of the loop, which refills its slots
 
 Both sides of a comparison run in turn, several times; the figures are the medians of the paired ratios. `--shares`
-tries other values of REFILL_SHARE, and `--json FILE` keeps all figures.
+tries other values of REFILL_SHARE (the last number of a row's name, behind the slots); `--json FILE` keeps the figures.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def main() -> None:
     sight = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2}
     mllm = random_llava(SMALL, sight | {"image_size": 96, "patch_size": 8}, device, torch.float32)
     figures: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    table = Table("", "generate / calls apart", "loop", "ratio", "aim")
+    table = Table("", "without", "with", "ratio", "aim")
 
     if args.only in (None, 1):
         batch = prompts_of(mllm, drawn_images(16, 96), [70] * 16)
@@ -192,7 +192,7 @@ def slot_use(mean: float, cv: float, size: int, share: float, table: Table) -> d
     bare, ours = between - began, ended - between
     before = sum(lengths) / sum(size * max(lengths[start : start + size]) for start in range(0, count, size))
     after = generator.steps.useful / generator.steps.slots
-    name = f"3 slot use, {mean}±{cv:.0%}, {size} slots, share {share:.3g}"
+    name = f"3 slot use, {mean}±{cv:.0%} ×{size}, {share:.3g}"
     table.add_row(name, f"{before:.2f} ({bare:.1f} s)", f"{after:.2f} ({ours:.1f} s)", f"{after / before:.2f}", "use 1")
     return {
         "mean": mean,

@@ -54,8 +54,9 @@ def main() -> None:
         return
     for row in rows:
         print(
-            f"worker {row['worker']}: {row['shards']} shards; {row['early_mb']:.1f} MB after its first tenth, "
-            f"{row['late_mb']:.1f} MB at its last: ratio {row['ratio']:.3f}"
+            f"worker {row['worker']}: {row['shards']} shards; {row['first_mb']:.1f} MB after its first, "
+            f"{row['early_mb']:.1f} MB after a tenth, {row['late_mb']:.1f} MB at its last ({row['peak_mb']:.1f} MB at "
+            f"most): last over tenth {row['ratio']:.3f}"
         )
 
 
@@ -106,8 +107,9 @@ def resident() -> int:
 
 def report(rank: int, log: Path, arguments: argparse.Namespace) -> dict[str, float]:
     sizes = [int(line) for line in log.read_text().split()]
-    early, late = sizes[len(sizes) // 10 - 1], sizes[-1]
-    return {"worker": rank, "shards": len(sizes), "early_mb": early / 1e6, "late_mb": late / 1e6, "ratio": late / early}
+    points = {"first": sizes[0], "early": sizes[len(sizes) // 10 - 1], "late": sizes[-1], "peak": max(sizes)}
+    megabytes = {f"{name}_mb": size / 1e6 for name, size in points.items()}
+    return {"worker": rank, "shards": len(sizes), **megabytes, "ratio": points["late"] / points["early"]}
 
 
 if __name__ == "__main__":

@@ -370,6 +370,22 @@ def test_a_model_that_computes_otherwise_than_the_loop_is_found_out(mllm, images
     assert [(one.text, one.tokens) for one in answers] == [bare(mllm, prompt) for prompt in prompts]
 
 
+@pytest.mark.parametrize(("owner", "attribute"), [("model", "get_image_features"), ("images", "_processed")])
+def test_a_model_whose_images_cannot_be_had_alone_goes_through_generate(mllm, images, monkeypatch, owner, attribute):
+    def fail(*args, **kwargs):
+        raise ValueError("not like that")
+
+    expected = mllm.generator.generate(prompts := prompts_of(mllm, images[:2]), 4)
+    other = Generator(mllm.model, mllm.processor, mllm.device)
+    if owner == "model":  # the whole model has its own way to them
+        monkeypatch.setattr(mllm.model, attribute, fail)
+    else:
+        monkeypatch.setattr(other.images, attribute, fail)
+    with pytest.warns(UserWarning, match="not like that"):
+        assert other.generate(prompts, 4) == expected
+    assert not other.steps.slots
+
+
 def test_what_the_loop_is_not_right_for_is_known_by_the_config(mllm):
     with torch.device("meta"):
         text = {
@@ -378,7 +394,7 @@ def test_what_the_loop_is_not_right_for_is_known_by_the_config(mllm):
         }  # fmt: skip
         qwen = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text))
         pali = PaliGemmaForConditionalGeneration(PaliGemmaConfig(text_config=text | {"model_type": "gemma"}))
-    assert "M-RoPE" in against(qwen) or "token types" in against(qwen)
+    assert "M-RoPE" in against(qwen) or "token types" in against(qwen)  # whichever is seen first
     assert "token types" in against(pali)
     assert against(mllm.model) is None
 

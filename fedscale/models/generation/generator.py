@@ -11,7 +11,7 @@ import torch
 from fedscale.models.generation.loop import REFILL_SHARE, Loop, Steps
 from fedscale.models.generation.plain import generate_plainly
 from fedscale.models.generation.prefill import Decoder
-from fedscale.models.generation.prompts import Generated, Prompt, Row, Tokens, Unsupported
+from fedscale.models.generation.prompts import REFUSALS, Generated, Prompt, Row, Tokens, Unsupported, refusal
 from fedscale.models.generation.support import against, probe
 from fedscale.models.generation.vision import Images
 
@@ -52,23 +52,29 @@ class Generator:
         return loop.run()
 
     def _probe(self, prompts: Sequence[Prompt]) -> None:
-        """Try the loop on the first prompt that is not refused."""
+        """Try the loop on the first prompt that the processor does not refuse: what it refuses tells nothing."""
         for prompt in prompts:
             try:
-                encoded = self.images.of(prompt.image)
-                if isinstance(encoded, Generated):
-                    continue
-                ids, shared = self._tokens.expanded(self._tokens.tokenizer(prompt.text)["input_ids"], encoded)
-                row = Row(0, prompt, ids, shared, encoded)
-                self._against = probe(self._model, self._processor, self._decoder, self._tokens.image, row)
-            except Unsupported as unsupported:
-                self._against = str(unsupported)
-            except ValueError:
+                pixels = prompt.image.permute(2, 0, 1)
+                inputs = self._processor(images=[pixels], text=[prompt.text], padding=True, return_tensors="pt")
+            except REFUSALS as error:
+                refusal(error)
                 continue
+            self._against = self._found(prompt, inputs)
             self._probed = True
             break
         if self._against:
             self._warn(self._against)
+
+    def _found(self, prompt: Prompt, inputs: Any) -> str | None:
+        try:
+            encoded = self.images.of(prompt.image)
+            if isinstance(encoded, Generated):
+                return f"its processor takes no image token alone ({encoded.error})"
+            ids, shared = self._tokens.expanded(self._tokens.tokenizer(prompt.text)["input_ids"], encoded)
+        except (Unsupported, ValueError) as error:
+            return str(error)
+        return probe(self._model, inputs, self._decoder, self._tokens.image, Row(0, prompt, ids, shared, encoded))
 
     def _warn(self, reason: str) -> None:
         warnings.warn(

@@ -66,14 +66,12 @@ def against(model: Any) -> str | None:
     return None
 
 
-def probe(model: Any, processor: Any, decoder: Decoder, image_token: int, row: Row) -> str | None:
+def probe(model: Any, inputs: Any, decoder: Decoder, image_token: int, row: Row) -> str | None:
     """Why the loop is not right for the model by what it computes, or none.
 
     One prompt goes through all that the loop does (a shared prefix, a hole, a place in another cache, a decode step),
-    and its last logits must be those that the model itself gives for the processor's inputs.
+    and its last logits must be those that the model itself gives for `inputs`, which the processor made of it.
     """
-    text, pixels = row.prompt.text, row.prompt.image.permute(2, 0, 1)
-    inputs = processor(images=[pixels], text=[text], padding=True, return_tensors="pt")
     if inputs["input_ids"][0].tolist() != row.ids:
         return "its processor does not make of a prompt what its tokenizer and an image's tokens make"
     if len(row.ids) < row.shared + 2:

@@ -99,7 +99,10 @@ class Images:
 
     def _encode(self, images: list[Tensor], inputs: Any, blocks: list[tuple[int, ...]]) -> list[Encoded]:
         visual = inputs.to(self._device, dtype=self._model.dtype)  # only floats change their dtype
-        found = self._model.get_image_features(**visual, return_dict=True)
+        try:
+            found = self._model.get_image_features(**visual, return_dict=True)
+        except REFUSALS as error:
+            raise Unsupported(f"its get_image_features fails ({refusal(error).error})") from error
         features = list(getattr(found, "pooler_output", found))
         self.encoded += len(images)
         if [len(one) for one in features] != [block.count(self._tokens.image) for block in blocks]:
