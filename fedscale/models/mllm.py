@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from fedscale.config.schema import MllmConfig
 from fedscale.errors import UserError
+from fedscale.models.chat import chat_text
 from fedscale.models.hub import explained, local_folder, offline_where_unreachable, without_bars
 from fedscale.rng import derive
 
@@ -40,18 +40,8 @@ class Mllm:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def prompt_text(self, question: str, with_image: bool = True, history: Sequence[tuple[str, str]] = ()) -> str:
-        """The question in the model's chat form, up to where its answer begins (LLaVA-1.5: `USER: … ASSISTANT:`).
-
-        `history` is the (question, answer) turns before it; the image is in the first of all questions.
-        """
-        said = [text for turn in history for text in turn]
-        messages = [
-            {"role": role, "content": [{"type": "text", "text": text}]}
-            for role, text in zip(cycle(("user", "assistant")), [*said, question], strict=False)
-        ]
-        if with_image:
-            messages[0]["content"].insert(0, {"type": "image"})  # type: ignore[attr-defined]
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        """The question in the model's chat form, as `chat_text` writes it."""
+        return chat_text(self.processor, question, with_image, history)
 
     @cached_property
     def generator(self) -> Generator:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fedscale.distributed.accelerator import any_rank, make_accelerator
 from fedscale.distributed.state import load_state, save_state
 from fedscale.errors import Stopped, UserError
 from fedscale.models import Classifier, initial_model, save_weights
+from fedscale.models.chat import chat_text
 from fedscale.models.clip import load_clip
 from fedscale.models.mllm import load_mllm
 from fedscale.progress import Task
@@ -203,7 +205,7 @@ def _language_side(config: Config, device: torch.device) -> tuple[Any, TextEncod
     language_model, tokenizer = mllm.language_model()
     encoder = TextEncoder(
         tokenizer,
-        lambda question, before: mllm.prompt_text(question, with_image=False, history=before),
+        partial(chat_text, mllm.processor, with_image=False),  # of the MLLM, only its language model is kept
         config.pretrain.max_text_tokens,
     )
     encoder.check(turns[0] for kind in config.caption.kinds for turns in of_kind(config.caption.prompts, kind))

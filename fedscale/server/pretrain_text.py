@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,12 @@ from fedscale.errors import UserError
 IGNORED = -100  # label of a position that has no loss
 
 Dialogue = tuple[tuple[str, str], ...]  # (question, answer), turn by turn
-ChatForm = Callable[[str, Dialogue], str]  # (question, the turns before it) up to where its answer begins
+
+
+class ChatForm(Protocol):
+    """Writes a question behind the turns before it, up to where its answer begins."""
+
+    def __call__(self, question: str, *, history: Dialogue) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class TextEncoder:
             if turn == 0:
                 prompt, start = self._opening(question)
             else:
-                prompt = self._chat_form(question, dialogue[:turn])
+                prompt = self._chat_form(question, history=dialogue[:turn])
                 start = self._length(prompt)
             said = f"{prompt} {answer}"
             spans.append((start, self._length(said) if turn + 1 < len(dialogue) else None))
@@ -72,7 +77,7 @@ class TextEncoder:
 
     def _opening(self, question: str) -> tuple[str, int]:
         if question not in self._openings:
-            prompt = self._chat_form(question, ())
+            prompt = self._chat_form(question, history=())
             self._openings[question] = prompt, self._length(prompt)
         return self._openings[question]
 

@@ -59,9 +59,12 @@ class FakeMllm:
         sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         return LlamaForCausalLM(LlamaConfig(vocab_size=30, **sizes)).eval(), LetterTokenizer()
 
-    def prompt_text(self, question: str, with_image: bool, history: tuple = ()) -> str:
-        assert not with_image
-        return "what"
+    class processor:
+        @staticmethod
+        def apply_chat_template(turns, add_generation_prompt, tokenize):
+            assert add_generation_prompt and not tokenize
+            assert [part["type"] for turn in turns for part in turn["content"]] == ["text"], "no place for the image"
+            return "what"
 
 
 def picture(label: int, index: int) -> bytes:

@@ -32,8 +32,8 @@ class LetterTokenizer:
         return {"input_ids": [0, *(2 + (ord(c) - ord("a")) % 26 for c in text if c.isalpha())]}
 
 
-def chat(question: str, before: tuple[tuple[str, str], ...]) -> str:
-    return " ".join([word for turn in before for word in turn] + [question])
+def chat(question: str, *, history: tuple[tuple[str, str], ...]) -> str:
+    return " ".join([word for turn in history for word in turn] + [question])
 
 
 def make_task(**settings) -> tuple[Distillation, tuple]:

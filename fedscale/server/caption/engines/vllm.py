@@ -17,6 +17,7 @@ from PIL.Image import Image
 
 from fedscale.config.schema import Config, MllmConfig
 from fedscale.errors import UserError
+from fedscale.models.chat import chat_text
 from fedscale.models.hub import explained, local_folder, offline_where_unreachable, without_bars
 from fedscale.models.mllm import KEY, MARKER
 from fedscale.server.caption.engines import Answer, Request
@@ -83,13 +84,8 @@ class VllmEngine:
         vLLM's tokenizer puts the begin token before a text, so a template that writes one too loses it (vllm#55197).
         Raises Refused for a conversation that the template does not take.
         """
-        turns: list[dict[str, Any]] = []
-        for question, answer in request.history:
-            turns += [_turn("user", question), _turn("assistant", answer)]
-        turns.append(_turn("user", request.question))
-        turns[0]["content"].insert(0, {"type": "image"})
         try:
-            text = self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            text = chat_text(self._processor, request.question, history=request.history)
         except (TemplateError, ValueError, TypeError) as error:
             raise Refused(f"the chat template: {error}") from None
         tokenizer = self._processor.tokenizer
@@ -149,10 +145,6 @@ def _picture(request: Request) -> Image | BadImage:
         return picture(request.image)
     except BadImage as error:
         return error
-
-
-def _turn(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def _answer(future: Future[Any]) -> Answer:
