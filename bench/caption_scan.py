@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -58,6 +59,7 @@ def measure(folder: Path, shards: int) -> dict[str, float]:
     home, made_by = run_folder.stage("caption"), sidecar.settings(config)
     home.mkdir(parents=True)
     write(home, infos, made_by)
+    os.sync()  # the files just written must not be on their way to the disk while they are read
 
     began = time.perf_counter()
     manifest = Manifest.load(folder / "pool")
