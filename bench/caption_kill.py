@@ -58,7 +58,8 @@ def disturb(folder: Path, arguments: argparse.Namespace) -> tuple[Path, Path, in
         number += 1
         world = 1 + number % 3
         workers = launch([*many, "name=many"], world, number)
-        time.sleep(dice.uniform(2, 16))
+        working(folder / "disturbed", workers)
+        time.sleep(dice.uniform(0, 4))
         hit = 0
         for worker in workers:
             if worker.poll() is None:
@@ -77,6 +78,17 @@ def disturb(folder: Path, arguments: argparse.Namespace) -> tuple[Path, Path, in
     for worker in launch([*many, "name=many"], 2, number + 1):
         assert worker.wait() == 0
     return folder / "undisturbed", folder / "disturbed", kills
+
+
+def working(folder: Path, workers: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until a worker has begun a shard: a kill while Python still imports would prove nothing."""
+    before = sizes(folder)
+    while sizes(folder) == before and any(worker.poll() is None for worker in workers):
+        time.sleep(0.05)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.glob("*.part.jsonl")}
 
 
 def launch(words: list[str], world: int, number: int) -> list[subprocess.Popen[bytes]]:

@@ -1,19 +1,21 @@
 """The image-text pairs of pretraining: pool shards joined in step with their sidecar rows, in a recomputable order.
 
-A stream of our own on `read_shard`, not a webdataset pipeline: that library cannot resume inside an epoch and hides
-truncated shards (PITFALLS A 1, 9). Here the order is a function of (seed, epoch) alone, so resuming at any
-step is skipping that many pairs, undecoded, and every pair is seen exactly once an epoch.
+A webdataset pipeline whose stages are ours: the library's own tar expander hides truncated shards, and its shuffles
+cannot be resumed inside an epoch (PITFALLS A 1, 9). Here the order is a function of (seed, epoch) alone, so resuming at
+any step is skipping that many pairs, undecoded, and every pair is seen exactly once an epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 
 import numpy as np
 import torch
 from torch import Tensor
+from webdataset import DataPipeline
 
 from fedscale.config.schema import Config
 from fedscale.data.images import CorruptImage, decode, fit_square
@@ -116,19 +118,18 @@ class PairStream:
     def _epoch(self, epoch: int) -> Iterator[Pair]:
         """All pairs once: shards in an order of (seed, epoch), then a shuffle through a buffer."""
         draws = numpy_generator(self._seed, "pretrain order", epoch)
-        order = draws.permutation(len(self._entries))
-        buffer: list[Pair] = []
-        for pair in (pair for index in order for pair in self._shard(self._entries[index], epoch)):
-            if len(buffer) < BUFFER:
-                buffer.append(pair)
-                continue
-            slot = int(draws.integers(BUFFER))
-            yield buffer[slot]
-            buffer[slot] = pair
-        yield from (buffer[slot] for slot in draws.permutation(len(buffer)))
+        shards = [self._entries[index] for index in draws.permutation(len(self._entries))]
+        return iter(
+            DataPipeline(partial(iter, shards), self._expanded, partial(self._dealt, epoch), partial(_shuffled, draws))
+        )
 
-    def _shard(self, entry: Entry, epoch: int) -> Iterator[Pair]:
-        for example in self._joined(entry):
+    def _expanded(self, shards: Iterator[Entry]) -> Iterator[Example]:
+        for entry in shards:
+            yield from self._joined(entry)
+
+    def _dealt(self, epoch: int, examples: Iterator[Example]) -> Iterator[Pair]:
+        """Each image with the kind of text, and the stored view, that it shows this epoch."""
+        for example in examples:
             key = example.row.key
             kind = self._kinds[derive(self._seed, "kind", epoch, key) % len(self._kinds)]
             yield Pair(example, kind, derive(self._seed, "view", epoch, key) % self._views)
@@ -198,6 +199,19 @@ class PairStream:
         if self._takes(image.nbytes):
             self._decoded[place] = image
         return image
+
+
+def _shuffled(draws: np.random.Generator, pairs: Iterator[Pair]) -> Iterator[Pair]:
+    """The pairs through a buffer of BUFFER, from which `draws` picks the next."""
+    buffer: list[Pair] = []
+    for pair in pairs:
+        if len(buffer) < BUFFER:
+            buffer.append(pair)
+            continue
+        slot = int(draws.integers(BUFFER))
+        yield buffer[slot]
+        buffer[slot] = pair
+    yield from (buffer[slot] for slot in draws.permutation(len(buffer)))
 
 
 def _stacked(vectors: list[Tensor]) -> Tensor | None:
