@@ -40,14 +40,19 @@ def _run_stage_command(stage: str, words: list[str], dry_run: bool, **options: A
         print(to_yaml(config), end="")
         return
     from fedscale.runs import RunFolder
-    from fedscale.stages import children, needed, run_stage
+    from fedscale.stages import children, needed, run_stage, stage_folder
 
-    session = Session(TerminalReporter())
+    session, seen = Session(TerminalReporter()), set[Path]()
     with session.stopping_on(signal.SIGTERM, signal.SIGINT):
         for child in children(config):
             if stage in needed(child):
+                folder = stage_folder(child, stage)
+                if not (stage == "caption" and child.caption.overwrite):
+                    folder.check()  # before the run folder says that it is of this config
                 RunFolder.of(child).describe(child)
-                run_stage(child, stage, session, **options)
+                if folder.path.resolve() not in seen:  # what child runs share is worked on once
+                    run_stage(child, stage, session, **options)
+                seen.add(folder.path.resolve())
 
 
 @app.command()
@@ -81,7 +86,7 @@ def caption(
     if status:
         _show_captions(load_config(words), as_json)
         return
-    _run_stage_command("caption", words, dry_run, **({"retry_failed": True} if retry_failed else {}))
+    _run_stage_command("caption", words, dry_run, again=True, **({"retry_failed": True} if retry_failed else {}))
 
 
 def _show_captions(config: Config, as_json: bool) -> None:

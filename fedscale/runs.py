@@ -35,6 +35,9 @@ CAPTION_INPUTS = (
     "seed",
 )
 
+# Inputs whose change adds to a stage's result: more images captioned, embeddings stored beside them.
+GROWING = ("caption.max_images ", "caption.features ", "caption.features.")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -92,6 +95,7 @@ class StageFolder:
         """Raises UserError, naming the keys that differ, when the folder holds a result of other inputs."""
         path = self.path / "inputs.json"
         differing = _differences(files.read_json(path), _jsonable(self.inputs)) if path.exists() else []
+        differing = [line for line in differing if not line.startswith(GROWING)]
         if differing:
             raise UserError(
                 f"{self.path}: holds a result of another config ({'; '.join(differing[:3])}); "
@@ -103,10 +107,6 @@ class StageFolder:
         if not overwrite:
             self.check()
         files.write_json(self.path / "inputs.json", self.inputs)
-
-    def reopen(self) -> None:
-        """Take the marker away: the result is about to change."""
-        (self.path / "done.json").unlink(missing_ok=True)
 
     def close(self, **summary: Any) -> None:
         """Publish the marker `done.json`, with the stage's own summary (seconds, counts) in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable
@@ -71,23 +72,24 @@ def stage_folder(config: Config, stage: str) -> StageFolder:
     return folder
 
 
-def run_stage(config: Config, stage: str, session: Session, **options: Any) -> None:
+def run_stage(config: Config, stage: str, session: Session, again: bool = False, **options: Any) -> None:
     """Carry out one stage, or say that it is complete. Raises UserError and Stopped like the stage itself.
 
-    With `options`, which are the stage's own (caption: `retry_failed`), a complete stage is worked on again. A stage
-    that other processes still work on (captioning by several workers) is completed by the last of them.
+    `again` has a complete stage look at its results once more (captions may lie elsewhere, and be taken away);
+    `options` are the stage's own (caption: `retry_failed`). A stage that other processes still work on (captioning by
+    several workers) is completed by the last of them.
     """
     folder = stage_folder(config, stage)
     if config.variant:
         label = f"{config.variant}, seed {config.seed}"
         session = dataclasses.replace(session, reporter=LabelledReporter(session.reporter, label))
-    if folder.complete and not options:
+    before = folder.summary() if folder.complete else None
+    if before and not again:
         session.reporter.say(f"{stage}: complete, nothing to do")
         return
     from fedscale.device import use_threads  # torch, only once there is work to do
 
     folder.open(overwrite=stage == "caption" and config.caption.overwrite)
-    folder.reopen()
     use_threads(config)
     began = time.perf_counter()
     runner: Runner = import_module(MODULES[stage]).run
@@ -95,8 +97,15 @@ def run_stage(config: Config, stage: str, session: Session, **options: Any) -> N
     seconds = time.perf_counter() - began
     if summary is None:
         return
+    if before and before == before | _as_saved(summary):
+        session.reporter.say(f"{stage}: complete, nothing to do")
+        return
     folder.close(**{**summary, "seconds": round(seconds, 3)})
     session.reporter.say(f"{stage}: done in {seconds:.1f} s")
+
+
+def _as_saved(summary: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(summary))
 
 
 def _with_teachers(config: Config, stage: str, session: Session) -> Config:

@@ -47,6 +47,9 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes:
         """A file's content. Raises FileNotFoundError."""
 
+    def size(self, name: str) -> int | None:
+        """A file's bytes; None where there is none."""
+
     def publish(self, name: str, data: bytes) -> None:
         """Write a file that others see whole or not at all."""
 
@@ -87,6 +90,12 @@ class LocalStorage:
         finally:
             os.close(descriptor)
 
+    def size(self, name: str) -> int | None:
+        try:
+            return os.stat(f"{self.url}/{name}").st_size
+        except FileNotFoundError:
+            return None
+
     def publish(self, name: str, data: bytes) -> None:
         with published(self.folder / name) as temporary:
             temporary.write_bytes(data)
@@ -121,6 +130,14 @@ class ObjectStorage:
     def read(self, name: str) -> bytes:
         with translated(f"{self.url}/{name}"):
             return bytes(self._fs.cat_file(self._path(name)))
+
+    def size(self, name: str) -> int | None:
+        with translated(f"{self.url}/{name}"):
+            self._fs.invalidate_cache()
+            try:
+                return self._fs.info(self._path(name))["size"]
+            except FileNotFoundError:
+                return None
 
     def publish(self, name: str, data: bytes) -> None:
         try:

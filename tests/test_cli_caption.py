@@ -60,6 +60,27 @@ def test_a_broken_shard_is_named_with_exit_code_2_and_retried_on_request(config)
     assert files.read_json(home / "done.json")["failed_shards"] == []
 
 
+def test_what_is_taken_away_is_captioned_again_by_the_same_command(config):
+    fedscale("caption", *config)
+    home = Path("runs/small/caption")
+    before, done = (home / "00000.jsonl").read_bytes(), files.read_json(home / "done.json")
+    assert "complete, nothing to do" in fedscale("caption", *config)[1]
+    assert files.read_json(home / "done.json") == done, "with the seconds that it took"
+    (home / "00000.jsonl").unlink()
+    assert fedscale("caption", *config)[0] == 0
+    assert (home / "00000.jsonl").read_bytes() == before
+
+
+def test_more_images_may_be_captioned_later_and_a_refused_config_leaves_the_run_as_it_was(config):
+    assert fedscale("caption", *config, "caption.max_images=20")[0] == 0
+    assert fedscale("caption", *config)[0] == 0
+    assert files.read_json(Path("runs/small/caption/done.json"))["images"] == Manifest.load("data").num_samples("pool")
+    saved = Path("runs/small/config.yaml").read_bytes()
+    code, out = fedscale("caption", *config, "caption.seed=99")
+    assert code == 2 and "caption.seed was 7, is 99" in " ".join(out.split())
+    assert Path("runs/small/config.yaml").read_bytes() == saved
+
+
 def test_near_duplicates_are_found_and_then_left_out(config, tmp_path):
     fedscale("caption", *config)
     code, out = fedscale(

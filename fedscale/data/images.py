@@ -62,6 +62,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int | None = Non
     return image
 
 
+def pixels_of(data: bytes) -> int:
+    """Width × height by the header alone; 0 for what has none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # whatever a decoder makes of rubbish: `decode` tells what is wrong with it
+        return 0
+
+
 def fit_square(image: Image.Image, size: int) -> np.ndarray:
     """uint8 [size, size, 3] RGB: the shorter side resized to `size` (bicubic), then the centre cut out."""
     image = image.convert("RGB")

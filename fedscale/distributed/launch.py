@@ -11,11 +11,15 @@ from fedscale.errors import UserError
 
 @dataclass(frozen=True)
 class Worker:
-    """Worker `rank` of `world`. `launch` names this launch, the same for all its workers; None where nothing tells."""
+    """Worker `rank` of `world`. `launch` names this launch, the same for all its workers; None where nothing tells.
+
+    `gaps`: some of the ranks do not exist, in a job array like 1,5,9.
+    """
 
     rank: int = 0
     world: int = 1
     launch: str | None = None
+    gaps: bool = False
 
 
 def this_worker(environment: Mapping[str, str] = os.environ) -> Worker:
@@ -38,7 +42,8 @@ def this_worker(environment: Mapping[str, str] = os.environ) -> Worker:
     rank, world = task * inner_world + inner, tasks * inner_world
     if not 0 <= rank < world:
         raise UserError(f"launcher: rank {rank} of {world} workers; expected less: check RANK and WORLD_SIZE")
-    return Worker(rank, world, _launch(environment, torch_like) if world > 1 else None)
+    gaps = tasks > _number(environment, "SLURM_ARRAY_TASK_COUNT", tasks)
+    return Worker(rank, world, _launch(environment, torch_like) if world > 1 else None, gaps)
 
 
 def _array(environment: Mapping[str, str]) -> tuple[int, int]:

@@ -27,7 +27,7 @@ ARRAY = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "9", "SLURM_ARRAY_TASK_COUNT
         # --array=1,5,9: three tasks at positions 0, 4 and 8 of nine.
         (
             {**ARRAY, "SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "9"},
-            Worker(8, 9, "slurm-7"),
+            Worker(8, 9, "slurm-7", gaps=True),
         ),
         (
             {**ARRAY, "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "3", "RANK": "1", "WORLD_SIZE": "2"},

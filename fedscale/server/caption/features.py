@@ -27,11 +27,12 @@ from fedscale.data.images import decode, fit_square
 from fedscale.data.manifest import ShardInfo
 from fedscale.data.shards import read_shard
 from fedscale.device import pick_device
-from fedscale.errors import UserError
+from fedscale.errors import Stopped, UserError
 from fedscale.models.clip import ClipTeacher, load_clip
 from fedscale.rng import torch_generator
 from fedscale.server.caption.ledger import Entry
 from fedscale.server.caption.rows import Row
+from fedscale.session import Session
 from fedscale.storage import Storage
 
 
@@ -75,13 +76,18 @@ class FeatureStore:
             marker.get(name) == value for name, value in self._made_of(entry).items()
         )
 
-    def store(self, entry: Entry, url: str, rows: list[Row]) -> None:
-        """Embed all `ok` images of a captioned shard and their descriptions, and publish them."""
+    def store(self, entry: Entry, url: str, rows: list[Row], session: Session) -> None:
+        """Embed all `ok` images of a captioned shard and their descriptions, and publish them.
+
+        Raises BrokenShard and Unreadable like the shard's reader, Stopped after a signal.
+        """
         clip, size = self._teacher(), self._config.caption.features.batch_size
         embeddings = torch.zeros(len(rows), self._views, clip.embed_dim, dtype=torch.float16)
         descriptions = torch.zeros(len(rows), clip.embed_dim, dtype=torch.float16)
         pairs = ((i, s, r) for i, (s, r) in enumerate(zip(read_shard(url), rows, strict=True)) if r.status == "ok")
         while batch := list(islice(pairs, size)):
+            if session.stop_requested:
+                raise Stopped(f"caption: stopped while embedding {entry.shard.file}; it will be embedded again")
             where = torch.tensor([index for index, _, _ in batch])
             images = [torch.from_numpy(np.array(fit_square(decode(s.image), self._size))) for _, s, _ in batch]
             for view in range(self._views):

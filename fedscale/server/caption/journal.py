@@ -22,6 +22,7 @@ from fedscale.server.caption.rows import Row, from_json
 
 BEGUN = '{"begun": true}\n'
 WHOLE = '{"whole": true}\n'
+FORGOTTEN = "forgotten"
 
 
 class Journal:
@@ -72,11 +73,11 @@ class Journal:
         self._append(WHOLE)
         self.begun = 0
 
-    def keep(self, rows: Sequence[Row]) -> None:
-        """Begin the journal anew with these rows."""
-        self._restart(self._open)
-        self.rows = {}
-        self.add(rows)
+    def forget(self, keys: Sequence[str]) -> None:
+        """Take rows back: they are to be made again."""
+        self._append(json.dumps({FORGOTTEN: list(keys)}) + "\n")
+        for key in keys:
+            self.rows.pop(key, None)
 
     def remove(self) -> None:
         """The shard is published; the journal goes."""
@@ -106,11 +107,16 @@ class Journal:
         end = at = len(lines[0])
         for line in lines[1:]:
             at += len(line)
-            if line not in (BEGUN, WHOLE):
-                group.append(_row(line, self._path))
+            if line == BEGUN:
+                self.begun += 1
+            elif line == WHOLE:
+                self.begun = 0
+                self.rows |= {row.key: row for row in group}
+            elif FORGOTTEN in (entry := _entry(line, self._path)):
+                self.rows = {key: row for key, row in self.rows.items() if key not in entry[FORGOTTEN]}
+            else:
+                group.append(from_json(entry, str(self._path)))
                 continue
-            self.begun = self.begun + 1 if line == BEGUN else 0
-            self.rows |= {row.key: row for row in (group if line == WHOLE else ())}
             group, end = [], at
         if end < len(text):
             file.truncate(end)
@@ -140,8 +146,8 @@ class Journal:
             self._file = None
 
 
-def _row(line: str, path: Path) -> Row:
+def _entry(line: str, path: Path) -> Any:
     try:
-        return from_json(json.loads(line), str(path))
+        return json.loads(line)
     except json.JSONDecodeError:
         raise UserError(f"{path}: damaged; delete it and run `fedscale caption` again") from None

@@ -33,9 +33,14 @@ class Lease:
         self._thread.start()
 
     def held(self) -> bool:
-        """Whether the lease is still this worker's: a worker that was frozen for long may have lost it."""
+        """Whether the lease names this worker."""
         content = _read(self._path)
         return content is not None and content[0] == self._owner
+
+    def lost(self) -> bool:
+        """Whether another worker holds it now: this one was frozen for long. One that is gone is nobody's, still."""
+        content = _read(self._path)
+        return content is not None and content[0] not in ("", self._owner)
 
     def __enter__(self) -> Lease:
         return self
@@ -53,9 +58,9 @@ class Lease:
         count = 0
         while not self._released.wait(self._heartbeat):
             count += 1
-            if not self.held():
-                return
             with suppress(OSError):  # a beat missed; the file system may be back at the next
+                if self.lost():
+                    return
                 _write(self._path, self._owner, count)
 
 
@@ -115,7 +120,7 @@ def _content(owner: str, count: int) -> str:
 
 
 def _write(path: Path, owner: str, count: int) -> None:
-    """Replace the content in one step. The file must be there: a lease that was taken over is not put back."""
+    """Replace the content in one step."""
     temporary = path.with_name(f".{path.name}.{owner.rpartition(':')[2]}")
     temporary.write_text(_content(owner, count), encoding="utf-8")
     os.replace(temporary, path)

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -40,6 +39,9 @@ def scan(where: Storage, shards: Sequence[ShardInfo], made_by: dict[str, Any]) -
     names = [sidecar.marker_name(shard) for shard in shards]
     names = [name if name in listing else sidecar.failed_name(shard) for name, shard in zip(names, shards, strict=True)]
     found = _read_all(where, [name for name in names if name in listing])
+    for marker in found.values():
+        if marker is not None:
+            marker.pop("unreadable", None)  # of 100,000 shards, a gigabyte of keys
     return [
         _entry(shard, name, found.get(name), listing, fingerprint) for shard, name in zip(shards, names, strict=True)
     ]
@@ -47,14 +49,11 @@ def scan(where: Storage, shards: Sequence[ShardInfo], made_by: dict[str, Any]) -
 
 def look(where: Storage, shard: ShardInfo, made_by: dict[str, Any]) -> Entry:
     """One shard's state at this moment, without listing the folder: another worker may have finished it meanwhile."""
-    texts = {}
-    for name in (sidecar.marker_name(shard), sidecar.failed_name(shard), sidecar.rows_name(shard)):
-        with suppress(FileNotFoundError):
-            texts[name] = where.read(name)
-    name = next((name for name in texts if name != sidecar.rows_name(shard)), "")
-    found = _parsed([texts[name]])[0] if name else None
-    sizes = {name: len(text) for name, text in texts.items()}
-    return _entry(shard, name, found, sizes, files.fingerprint(made_by))
+    for name in (sidecar.marker_name(shard), sidecar.failed_name(shard)):
+        if text := _read(where, name):
+            sizes = {} if (size := where.size(sidecar.rows_name(shard))) is None else {sidecar.rows_name(shard): size}
+            return _entry(shard, name, _parsed([text])[0], sizes, files.fingerprint(made_by))
+    return Entry(shard, "pending")
 
 
 def _entry(
@@ -115,6 +114,8 @@ def _value(text: bytes) -> Any:
 def _same_input(shard: ShardInfo, marker: dict[str, Any]) -> bool:
     if shard.sha256 and marker.get("input_sha256"):
         return marker["input_sha256"] == shard.sha256
+    if shard.index and marker.get("input_index"):
+        return marker["input_index"] == shard.index
     return marker.get("input_bytes") == shard.bytes
 
 

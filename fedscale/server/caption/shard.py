@@ -11,26 +11,34 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 
 import numpy as np
 import torch
 
 from fedscale.config.schema import CaptionConfig
-from fedscale.data.images import CorruptImage, TooLarge, decode, threaded
+from fedscale.data.images import CorruptImage, TooLarge, decode, pixels_of, threaded
 from fedscale.data.manifest import ShardInfo
 from fedscale.data.members import Contents
 from fedscale.data.shards import Sample, read_shard
+from fedscale.data.tar import BrokenShard
 from fedscale.errors import Stopped, UserError
 from fedscale.server.caption.captioner import Captioner, Item
 from fedscale.server.caption.engines import Engine
 from fedscale.server.caption.journal import Journal
 from fedscale.server.caption.rows import TEXT_STATUSES, Row
 
+GROUP_PIXELS = 2**27  # decoded at once: 400 MB
+
 
 class ShardError(Exception):
-    """A shard that cannot be captioned; its text is the reason."""
+    """A shard that cannot be captioned; its text is the reason. `unread`: it could not be read, and may be whole."""
+
+    def __init__(self, reason: str, unread: bool = False) -> None:
+        super().__init__(reason)
+        self.unread = unread
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,13 @@ class ShardCaptioner:
         keys: list[str] = []
         samples = _checked(read_shard(task.url, digest=digest, contents=contents))
         groups = _groups(samples, task, self._config, journal, keys)
-        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(self._in_flight, "caption") as askers:
-            under_way: deque[Future[list[Row]]] = deque()
+        with ThreadPoolExecutor(1, "read") as reader, self._askers() as ask:
+            under_way: deque[Callable[[], list[Row]]] = deque()
             ahead: Future[list[Item] | None] | None = reader.submit(next, groups, None)
             while ahead or under_way:
                 if reason := interrupted():
-                    for future in under_way:
-                        future.cancel()
+                    while under_way:  # what was asked already is worth keeping
+                        journal.add(under_way.popleft()())
                     raise Stopped(reason)
                 while ahead and len(under_way) < self._in_flight:
                     began = time.perf_counter()
@@ -87,16 +95,28 @@ class ShardCaptioner:
                     seconds["read"] += time.perf_counter() - began
                     ahead = reader.submit(next, groups, None) if group else None  # decoded while the engine works
                     if group:
-                        under_way.append(askers.submit(self._captioner.rows, group))
+                        under_way.append(ask(group))
                 if under_way:
                     began = time.perf_counter()
-                    rows = under_way.popleft().result()
+                    rows = under_way.popleft()()
                     seconds["generate"] += time.perf_counter() - began
                     journal.add(rows)
                     self._fuse.burn(rows, journal)
                     self._advance(len(rows))
         _check(task.shard, contents, digest.hexdigest())
         return Captioned([journal.rows[key] for key in keys], digest.hexdigest(), seconds)
+
+    @contextmanager
+    def _askers(self) -> Iterator[Callable[[list[Item]], Callable[[], list[Row]]]]:
+        """`ask(group)` gives what to call for the group's rows. One call at a time is made here, in the main thread,
+
+        where a second Ctrl-C ends it at once; several run in threads.
+        """
+        if self._in_flight == 1:
+            yield lambda group: partial(self._captioner.rows, group)
+            return
+        with ThreadPoolExecutor(self._in_flight, "caption") as pool:
+            yield lambda group: pool.submit(self._captioner.rows, group).result
 
 
 class Fuse:
@@ -107,17 +127,18 @@ class Fuse:
         self._failed: list[str] = []
 
     def burn(self, rows: Sequence[Row], journal: Journal) -> None:
-        """Take note of finished rows. Raises UserError when it blows; the failed ones then leave the journal."""
+        """Take note of a finished group. Raises UserError when it blows; the failed rows then leave the journal."""
+        last = ""
         for row in rows:
             if row.status in TEXT_STATUSES:
                 self._failed = [*self._failed, row.key] if row.status == "generation_error" else []
-            if len(self._failed) >= self._limit:
-                failed = set(self._failed)
-                journal.keep([kept for key, kept in journal.rows.items() if key not in failed])
-                raise UserError(
-                    f"caption: the engine failed at {len(failed)} images in a row (the last: {row.error}); "
-                    "mend it, or raise caption.fuse; finished rows are kept"
-                )
+                last = row.error
+        if len(self._failed) >= self._limit:
+            journal.forget([key for key in self._failed if key in journal.rows])
+            raise UserError(
+                f"caption: the engine failed at {len(self._failed)} images in a row (the last: {last}); "
+                "mend it, or raise caption.fuse; finished rows are kept, and --retry-failed mends shards done before"
+            )
 
 
 def _check(shard: ShardInfo, contents: Contents, sha256: str) -> None:
@@ -132,13 +153,10 @@ def _check(shard: ShardInfo, contents: Contents, sha256: str) -> None:
 def _groups(
     samples: Iterator[Sample], task: Task, config: CaptionConfig, journal: Journal, keys: list[str]
 ) -> Iterator[list[Item]]:
-    """The images to caption, `caption.flush_every` at most in a group; all keys of the shard are appended to `keys`.
-
-    Groups are cut by position in the shard, so that they are the same ones after a crash.
-    """
+    """The images to caption, in groups; all keys of the shard are appended to `keys`."""
     # The journal grows while this runs ahead of it: what was done before is fixed at the beginning.
     done = frozenset(journal.rows)
-    while window := list(islice(samples, config.flush_every)):
+    for window in _windows(samples, config):
         keys += [sample.key for sample in window]
         fresh = [sample for sample in window if sample.key not in done]
         if fresh:
@@ -148,12 +166,32 @@ def _groups(
             ]
 
 
+def _windows(samples: Iterator[Sample], config: CaptionConfig) -> Iterator[list[Sample]]:
+    """The shard cut into groups: `caption.flush_every` images at most, and GROUP_PIXELS by their headers.
+
+    By position in the shard alone, so that they are the same groups after a crash; two are decoded at a time.
+    """
+    window: list[Sample] = []
+    held = 0
+    for sample in samples:
+        pixels = min(pixels_of(sample.image), config.max_pixels)
+        if window and (len(window) == config.flush_every or held + pixels > GROUP_PIXELS):
+            yield window
+            window, held = [], 0
+        window.append(sample)
+        held += pixels
+    if window:
+        yield window
+
+
 def _checked(samples: Iterator[Sample]) -> Iterator[Sample]:
     """The samples; what is wrong with the reading is the shard's error, not the user's or the system's."""
     try:
         yield from samples
-    except (UserError, OSError) as error:
+    except BrokenShard as error:
         raise ShardError(" ".join(str(error).split())) from error
+    except (UserError, OSError) as error:
+        raise ShardError(" ".join(str(error).split()), unread=True) from error
 
 
 def _decoded(sample: Sample, task: Task, config: CaptionConfig) -> torch.Tensor | Row:

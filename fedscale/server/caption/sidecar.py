@@ -95,6 +95,7 @@ def publish(
         "input": shard.file,
         "input_bytes": shard.bytes,
         "input_sha256": sha256,
+        "input_index": shard.index,
         "output_bytes": len(text),
         "output_sha256": hashlib.sha256(text).hexdigest(),
         "fingerprint": files.fingerprint(made_by),

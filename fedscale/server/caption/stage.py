@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fedscale import files
 from fedscale.config.schema import Config
 from fedscale.data.manifest import ShardInfo
 from fedscale.data.open_pool import open_pool
@@ -28,29 +29,54 @@ def run(config: Config, run: RunFolder, session: Session, retry_failed: bool = F
     """
     worker = this_worker()
     manifest = open_pool(config.data, session.reporter)
-    job = CaptionJob(config, run, session, manifest)
-    entries = job.scan()
-    if not config.caption.overwrite:
-        ledger.refuse_stale(job.where, entries, job.made_by)
-    pending = [entry.shard for entry in entries if job.is_open(entry, retry_failed)]
-    shards = [entry.shard for entry in entries]
-    if len(pending) < len(shards):
-        session.reporter.say(f"caption: {len(shards) - len(pending)} of {len(shards)} shards are done already")
+    job = CaptionJob(config, run, session, manifest, retry_failed)
+    shards, pending = _begin(config, job, session)
     if pending:
-        sidecar.declare(job.where, job.made_by)
-        job.work(*_claims(config, job, shards, pending, worker), worker, retry_failed)
+        if worker.gaps:
+            session.reporter.say(
+                "caption: the job array has gaps; the shares of its missing tasks stay pending, unless you use "
+                "--array=0-N, or caption.leases=true"
+            )
+        job.work(*_claims(config, job, shards, pending, worker, retry_failed), worker)
     entries = job.scan()
-    left = sum(entry.state != "failed" and job.is_open(entry) for entry in entries)
+    left = sum(entry.state in ("pending", "stale") for entry in entries)
     if left:
         session.reporter.say(f"caption: this worker is done; {left} of {len(entries)} shards are left to others")
         return None
-    work.tidy(job.scratch)
+    if retry_failed and worker.world > 1:  # the others may be at it still, and nothing tells
+        session.reporter.say(
+            "caption: this worker is done; once all are, `fedscale caption` brings the summary up to date"
+        )
+        return None
+    bare = sum(entry.state == "done" and not job.embedded(entry) for entry in entries)
+    if bare:
+        session.reporter.say(f"caption: {bare} of {len(entries)} shards have no embeddings yet; run the command again")
+        return None
+    work.tidy(job.scratch, {entry.shard.stem for entry in entries if entry.state == "done"})
     ledger.refuse_failures(config, job.where, entries)
-    return summarise(config, entries, session)
+    return summarise(config, job.where, entries, session)
+
+
+def _begin(config: Config, job: CaptionJob, session: Session) -> tuple[list[ShardInfo], list[ShardInfo]]:
+    """(all shards, those with something to do). Raises UserError for another config's captions."""
+    entries = job.scan()
+    if not config.caption.overwrite:
+        ledger.refuse_stale(job.where, entries, job.made_by)
+    pending = [entry.shard for entry in entries if job.is_open(entry)]
+    if pending and len(pending) < len(entries):
+        session.reporter.say(f"caption: {len(entries) - len(pending)} of {len(entries)} shards are done already")
+    if pending:
+        sidecar.declare(job.where, job.made_by)
+    return [entry.shard for entry in entries], pending
 
 
 def _claims(
-    config: Config, job: CaptionJob, shards: list[ShardInfo], pending: list[ShardInfo], worker: Worker
+    config: Config,
+    job: CaptionJob,
+    shards: list[ShardInfo],
+    pending: list[ShardInfo],
+    worker: Worker,
+    retry_failed: bool,
 ) -> tuple[int, Iterator[work.Claim]]:
     """(how many images there are at most, the shards with their leases) for this worker."""
     if config.caption.leases:
@@ -58,11 +84,9 @@ def _claims(
             raise UserError(
                 f"caption.leases=true needs a folder that all workers share; caption.dir={job.where.url} is none"
             )
-
-        def open_still() -> set[str]:
-            return {entry.shard.file for entry in job.scan() if job.is_open(entry)}
-
         leases = Leases(job.scratch, config.caption.heartbeat)
-        return sum(shard.samples for shard in pending), work.by_lease(leases, pending, worker, open_still)
-    mine = work.by_rank(job.scratch, shards, pending, worker)
+        claims = work.by_lease(leases, pending, worker, lambda shard: job.is_open(job.look(shard)))
+        return sum(shard.samples for shard in pending), claims
+    what = f"{files.fingerprint(job.made_by)}{' again' if retry_failed else ''}"
+    mine = work.by_rank(job.scratch, shards, pending, worker, what)
     return sum(shard.samples for shard in mine), work.unclaimed(mine)

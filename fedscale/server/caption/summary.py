@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from fedscale.config.schema import Config
 from fedscale.errors import UserError
+from fedscale.server.caption import sidecar
 from fedscale.server.caption.ledger import Entry
 from fedscale.server.caption.rows import STATUSES
 from fedscale.session import Session
+from fedscale.storage import Storage
 
-NAMED = 5  # unreadable images on the screen; the markers name all
+NAMED = 5  # unreadable images on the screen,
+LISTED = 1000  # and in the summary; the markers name all
 WITH_MODEL = ("hf", "vllm")
 
 
-def summarise(config: Config, entries: Sequence[Entry], session: Session) -> dict[str, Any]:
+def summarise(config: Config, where: Storage, entries: Sequence[Entry], session: Session) -> dict[str, Any]:
     """Counts over all shards. Raises UserError when more images than `data.max_corrupt` cannot be read."""
     markers = [entry.marker for entry in entries if entry.state == "done"]
     statuses = {status: sum(marker["statuses"].get(status, 0) for marker in markers) for status in STATUSES}
     images = sum(marker["n_in"] for marker in markers)
     comparable = sum(marker["n_comparable"] for marker in markers)
     named = sum(marker["n_named"] for marker in markers)
-    unreadable = [f"{marker['input']}:{key}" for marker in markers for key in marker["unreadable"]]
-    if unreadable:
+    corrupt = statuses["decode_error"] + statuses["too_large"]
+    unreadable = list(islice(_unreadable(where, entries), LISTED))
+    if corrupt:
         shown = ", ".join(unreadable[:NAMED])
-        line = f"caption: {len(unreadable)} of {images} images cannot be decoded or are too large: {shown}"
-        if len(unreadable) > config.data.max_corrupt * images:
+        line = f"caption: {corrupt} of {images} images cannot be decoded or are too large: {shown}"
+        if corrupt > config.data.max_corrupt * images:
             raise UserError(f"{line}; data.max_corrupt={config.data.max_corrupt} allows fewer")
         session.reporter.say(line)
     if statuses["truncated"]:
@@ -45,7 +51,7 @@ def summarise(config: Config, entries: Sequence[Entry], session: Session) -> dic
         "failed_shards": [entry.shard.file for entry in entries if entry.state == "failed"],
         "images": images,
         **statuses,
-        "unreadable": unreadable[:1000],
+        "unreadable": unreadable,
         "class_naming_accuracy": 100.0 * named / comparable if comparable else None,  # percent of the ok rows
         "tokens": sum(marker["tokens"] for marker in markers),
         "seconds_by_stage": {
@@ -53,6 +59,14 @@ def summarise(config: Config, entries: Sequence[Entry], session: Session) -> dic
             for stage in ("read", "generate", "write")
         },
     }
+
+
+def _unreadable(where: Storage, entries: Sequence[Entry]) -> Iterator[str]:
+    """SHARD:KEY of the images that could not be read, from the markers of shards that have some."""
+    for entry in entries:
+        if entry.state == "done" and any(entry.marker["statuses"].get(s) for s in ("decode_error", "too_large")):
+            for key in json.loads(where.read(sidecar.marker_name(entry.shard)))["unreadable"]:
+                yield f"{entry.shard.file}:{key}"
 
 
 def model_of(config: Config) -> str | None:

@@ -21,54 +21,61 @@ from fedscale.server.caption.lease import Lease, Leases
 Claim = tuple[ShardInfo, AbstractContextManager[Lease | None]]
 
 
-def by_rank(folder: Path, shards: Sequence[ShardInfo], pending: Sequence[ShardInfo], worker: Worker) -> list[ShardInfo]:
+def by_rank(
+    folder: Path, shards: Sequence[ShardInfo], pending: Sequence[ShardInfo], worker: Worker, what: str = ""
+) -> list[ShardInfo]:
     """`pending[rank::world]` of a list that all workers of the launch agree on.
 
     A worker that starts late finds less pending than the first did: sliced anew, that list would leave shards to
     nobody. So the first worker publishes its list under the launch's name and the others read it. Where a launch has no
     name, every worker takes its slice of all shards and leaves out what is done: nothing is left over either, but the
-    shares may be uneven.
+    shares may be uneven. `what` tells apart the work of two commands of one launch.
     """
     if worker.world == 1:
         return list(pending)
     if worker.launch is None:
         mine = {shard.file for shard in shards[worker.rank :: worker.world]}
         return [shard for shard in pending if shard.file in mine]
-    listed = _agreed(folder / f".pending-{worker.launch}.json", [shard.file for shard in pending])
+    name = f".pending-{worker.launch}-{files.fingerprint([worker.world, what])[:8]}.json"
+    listed = _agreed(folder / name, [shard.file for shard in pending])
     mine = set(listed[worker.rank :: worker.world])
     return [shard for shard in shards if shard.file in mine]
 
 
-def tidy(folder: Path) -> None:
-    """Remove the lists of all launches and the leases of dead workers; for the one that finds everything captioned."""
-    for pattern in (".pending-*", "*.lease", ".*.lease.*"):
-        for path in folder.glob(pattern):
+def tidy(folder: Path, done: set[str]) -> None:
+    """Remove the lists of all launches, and leases that dead workers left on shards (stems) that are done.
+
+    For the one that finds nothing left to do. The lease of a shard that is not done may be alive.
+    """
+    for path in (*folder.glob(".pending-*"), *folder.glob("*.lease"), *folder.glob(".*.lease.*")):
+        if path.name.startswith(".pending-") or path.name.lstrip(".").partition(".lease")[0] in done:
             with suppress(OSError):
                 path.unlink()
 
 
 def by_lease(
-    leases: Leases, pending: Sequence[ShardInfo], worker: Worker, open_still: Callable[[], set[str]]
+    leases: Leases, pending: Sequence[ShardInfo], worker: Worker, is_open: Callable[[ShardInfo], bool]
 ) -> Iterator[Claim]:
     """Shards with their leases, claimed one after another; ends when all others are done or alive in other hands.
 
-    Workers start at different places, so that they seldom meet. `open_still` tells which shards (files) are pending
-    now. Leases whose owner died are taken over.
+    Workers start at different places, so that they seldom meet. `is_open` tells whether there is something to do in a
+    shard now. Leases whose owner died are taken over.
     """
     begin = worker.rank * len(pending) // worker.world
     waiting = [*pending[begin:], *pending[:begin]]
     while waiting:
         held: list[ShardInfo] = []
         for shard in waiting:
-            lease = leases.claim(_name(shard))
+            if not is_open(shard):
+                continue
+            lease = leases.claim(shard.stem)
             if lease is None:
                 held.append(shard)
             else:
                 yield shard, lease
-        unfinished = open_still()
-        held = [shard for shard in held if shard.file in unfinished]
-        revived = set(leases.revive([_name(shard) for shard in held])) if held else set()
-        waiting = [shard for shard in held if _name(shard) in revived]
+        held = [shard for shard in held if is_open(shard)]
+        revived = set(leases.revive([shard.stem for shard in held])) if held else set()
+        waiting = [shard for shard in held if shard.stem in revived]
 
 
 def unclaimed(shards: Sequence[ShardInfo]) -> Iterator[Claim]:
@@ -90,7 +97,3 @@ def _agreed(path: Path, mine: list[str]) -> list[str]:
     finally:
         temporary.unlink(missing_ok=True)
     return files.read_json(path)
-
-
-def _name(shard: ShardInfo) -> str:
-    return shard.stem

@@ -69,8 +69,12 @@ def test_two_workers_never_have_one_journal(path):
         assert len(journal.rows) == 4
 
 
-def test_a_journal_begun_anew_holds_what_was_kept(path):
+def test_rows_taken_back_stay_away(path):
     with Journal(path, MADE_BY) as journal:
-        journal.keep(rows(1, 3))
+        journal.forget(["0", "3"])
+        assert list(journal.rows) == ["1", "2"]
     with Journal(path, MADE_BY) as journal:
-        assert list(journal.rows) == ["1", "3"]
+        assert list(journal.rows) == ["1", "2"]
+        journal.add(rows(3))
+    with Journal(path, MADE_BY) as journal:
+        assert list(journal.rows) == ["1", "2", "3"]

@@ -7,6 +7,7 @@ import pytest
 from fedscale import files
 from fedscale.config.schema import Config
 from fedscale.errors import Stopped, UserError
+from fedscale.server.caption import job, shard
 from fedscale.server.caption.engines import Answer
 from fedscale.session import Session
 from tests.server.caption.support import Captioned, make_pool, sample
@@ -14,12 +15,12 @@ from tests.server.caption.support import Captioned, make_pool, sample
 
 def test_each_shard_has_one_row_a_key_in_order_and_its_marker(captioned):
     summary = captioned.caption()
-    for number, shard in enumerate(captioned.manifest.shards("pool")):
+    for number, info in enumerate(captioned.manifest.shards("pool")):
         rows = captioned.rows(number)
         assert [row.key for row in rows] == [f"{5 * number + i:08d}" for i in range(5)]
         assert all(row.status == "ok" and set(row.texts) == set(Config().caption.kinds) for row in rows)
         marker = files.read_json(captioned.folder / f"{number:05d}.done.json")
-        assert (marker["n_in"], marker["n_ok"], marker["input_sha256"]) == (5, 5, shard.sha256)
+        assert (marker["n_in"], marker["n_ok"], marker["input_sha256"]) == (5, 5, info.sha256)
         assert set(marker["seconds"]) == {"read", "generate", "write"}
     assert summary["images"] == summary["ok"] == 15
     assert summary["class_naming_accuracy"] == 100.0
@@ -171,8 +172,6 @@ def test_a_shard_in_which_workers_die_is_given_up_in_the_end(captioned, fake):
         def close(self):
             pass
 
-    from fedscale.server.caption import job
-
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
             patch.setattr(job, "make_engine", lambda config: Deadly())
@@ -236,8 +235,10 @@ def test_a_retry_cut_short_loses_no_row(captioned, fake):
     with pytest.raises(Stopped):
         captioned.caption(session, retry_failed=True)
     _, engine = fake()
-    assert captioned.caption()["ok"] == 15, "the next run finishes what was reopened"
+    assert captioned.caption()["ok"] == 14 and engine.calls == 0, "until then its captions stay as they were"
+    assert captioned.caption(retry_failed=True)["ok"] == 15
     assert {request.key for request in engine.requests} == {"00000001"}
+    assert {request.temperature for request in engine.requests} == {Config().caption.retry_temperatures[-1]}
 
 
 def test_a_text_is_not_tried_for_ever(captioned, fake):
@@ -259,3 +260,85 @@ def test_near_duplicates_of_test_images_are_rows_but_never_captioned(captioned, 
     assert (summary["ok"], summary["near_duplicate"]) == (14, 1)
     assert [row.status for row in captioned.rows()] == ["ok", "ok", "near_duplicate", "ok", "ok"]
     assert "00000002" not in {request.key for request in engine.requests}
+
+
+def test_a_retry_of_a_shard_that_broke_meanwhile_keeps_its_captions(captioned, fake):
+    fake(answers={"00000001": Answer("", "stop", 1)})
+    captioned.caption()
+    path = captioned.manifest.path(captioned.manifest.shards("pool")[0])
+    whole, before = path.read_bytes(), (captioned.folder / "00000.jsonl").read_bytes()
+    path.write_bytes(whole[:1500])
+    session, _ = fake()
+    captioned.caption(session, retry_failed=True)
+    assert any("its captions stay as they are" in line for line in session.reporter.lines)
+    assert (captioned.folder / "00000.jsonl").read_bytes() == before and len(captioned.rows()) == 5
+    path.write_bytes(whole)
+    assert captioned.caption(retry_failed=True)["ok"] == 15
+
+
+def test_a_retry_leaves_alone_what_no_engine_can_mend(tmp_path, fake):
+    samples = [sample(n, b"no" if n == 3 else None) for n in range(40)]
+    captioned = Captioned(make_pool(tmp_path / "shards", [samples]), tmp_path / "run")
+    captioned.caption()
+    marker = (captioned.folder / "00000.done.json").read_bytes()
+    _, engine = fake()
+    captioned.caption(retry_failed=True)
+    assert engine.calls == 0 and (captioned.folder / "00000.done.json").read_bytes() == marker
+
+
+def test_a_mistake_in_the_config_is_no_fault_of_the_shard(captioned, fake, monkeypatch):
+    def keyless(config):
+        raise UserError("OPENAI_API_KEY is not set")
+
+    for _ in range(4):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="OPENAI_API_KEY"):
+            patch.setattr(job, "make_engine", keyless)
+            captioned.caption(max_attempts=2)
+    fake()
+    assert captioned.caption(max_attempts=2)["ok"] == 15
+
+
+def test_of_a_large_group_all_rows_of_the_failing_run_are_made_again(tmp_path, fake):
+    captioned = Captioned(make_pool(tmp_path / "shards", [[sample(n) for n in range(30)]]), tmp_path / "run")
+    fake(answers={f"{n:08d}": Answer("", "error", 0, "503") for n in range(10, 30)})
+    with pytest.raises(UserError, match="20 images in a row"):
+        captioned.caption(flush_every=30, fuse=5, retry_temperatures=())
+    _, engine = fake()
+    assert captioned.caption(flush_every=30, fuse=5, retry_temperatures=())["ok"] == 30
+    assert {request.key for request in engine.requests} == {f"{n:08d}" for n in range(10, 30)}
+
+
+def test_a_stop_keeps_the_groups_that_are_being_answered(captioned, fake):
+    session, engine = fake()
+    engine.in_flight = 3
+    engine.stop_after = 2
+    with pytest.raises(Stopped):
+        captioned.caption(session)
+    answered = {request.key for request in engine.requests}
+    _, engine = fake()
+    assert captioned.caption()["ok"] == 15
+    assert not answered & {request.key for request in engine.requests}, "nothing that was answered is asked again"
+
+
+def test_groups_are_cut_by_pixels_too(captioned, fake, monkeypatch):
+    monkeypatch.setattr(shard, "GROUP_PIXELS", 2 * 64)  # of 8 × 8
+    _, engine = fake()
+    captioned.caption(flush_every=100)
+    assert engine.calls == 9, "two, two and one image of each of three shards"
+
+
+def test_a_leased_shard_that_another_worker_took_is_let_go(captioned, fake):
+    session, engine = fake()
+
+    def robbed(request):
+        path = captioned.folder / "00000.lease"
+        if path.exists():
+            path.write_text('{"owner": "another", "beat": 7}')
+        return Answer("fine", "stop", 1)
+
+    engine.answers = {"00000001": robbed}
+    assert captioned.caption(session, leases=True, heartbeat=0.02) is None, "the shard is the other's to finish"
+    assert any("taken over by another worker" in line for line in session.reporter.lines)
+    assert not (captioned.folder / "00000.jsonl").exists() and len(captioned.rows(1)) == len(captioned.rows(2)) == 5
+    fake()
+    assert captioned.caption(leases=True, heartbeat=0.02)["ok"] == 15, "who never beat, and is cleared"

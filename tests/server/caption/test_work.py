@@ -61,10 +61,10 @@ def test_a_lease_that_beats_is_left_alone_and_a_dead_one_is_taken_over(tmp_path)
 def test_every_shard_is_claimed_by_one_of_two_workers(tmp_path):
     done: set[str] = set()
 
-    def open_still():
-        return {shard.file for shard in SHARDS} - done
+    def is_open(shard):
+        return shard.file not in done
 
-    workers = [work.by_lease(Leases(tmp_path, 0.05), SHARDS, Worker(rank, 2), open_still) for rank in range(2)]
+    workers = [work.by_lease(Leases(tmp_path, 0.05), SHARDS, Worker(rank, 2), is_open) for rank in range(2)]
     taken = []
     while workers:
         for claims in list(workers):
@@ -82,10 +82,11 @@ def test_every_shard_is_claimed_by_one_of_two_workers(tmp_path):
 
 def test_what_launches_leave_behind_is_tidied_away(tmp_path):
     work.by_rank(tmp_path, SHARDS, SHARDS, Worker(0, 2, "slurm-1"))
-    Leases(tmp_path, 1000).claim("00003")
-    assert len(list(tmp_path.iterdir())) == 2
-    work.tidy(tmp_path)
-    assert not list(tmp_path.iterdir())
+    for name in ("00003", "00004"):
+        Leases(tmp_path, 1000).claim(name)
+    assert len(list(tmp_path.iterdir())) == 3
+    work.tidy(tmp_path, done={"00003"})
+    assert [path.name for path in tmp_path.iterdir()] == ["00004.lease"], "that of a shard in work may be alive"
 
 
 def test_a_lease_being_created_is_not_taken_for_a_dead_one_at_once(tmp_path):
