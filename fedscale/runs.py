@@ -94,6 +94,8 @@ class StageFolder:
     def check(self) -> None:
         """Raises UserError, naming the keys that differ, when the folder holds a result of other inputs."""
         path = self.path / "inputs.json"
+        if not any(entry.name != path.name for entry in _entries(self.path)):
+            return  # begun, and ended by a mistake in the config before there was any result
         differing = _differences(files.read_json(path), _jsonable(self.inputs)) if path.exists() else []
         differing = [line for line in differing if not line.startswith(GROWING)]
         if differing:
@@ -122,7 +124,7 @@ class StageFolder:
 def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
     """Everything that determines a stage's result, and nothing else: runs with equal inputs may share the folder."""
     whole = to_dict(config)
-    data = {k: v for k, v in whole["data"].items() if k not in ("recipe", "dir", "partition")}
+    data = {k: v for k, v in whole["data"].items() if k not in ("recipe", "dir", "partition", "max_corrupt")}
     if stage == "caption":
         caption = {name: whole["caption"][name] for name in CAPTION_INPUTS}
         if config.caption.engine == "openai":
@@ -157,6 +159,10 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
             "teachers": whole["teachers"],
         }
     raise ValueError(f"no such stage: {stage}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _jsonable(value: Any) -> Any:

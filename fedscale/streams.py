@@ -39,7 +39,12 @@ def open_read(url: str) -> BinaryIO:
     if url.startswith(PIPE):
         return io.BufferedReader(_Command(url), BLOCK)
     if not is_remote(url):
-        return open(local_path(url), "rb", buffering=2**20)
+        try:
+            return open(local_path(url), "rb", buffering=2**20)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # a folder, a loop of links, no permission, a stale handle
+            raise Unreadable(f"{url}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     with translated(url):
         fs, path = filesystem(url)
         return io.BufferedReader(_Object(fs.open(path, "rb", block_size=BLOCK, cache_type="readahead"), url), BLOCK)
@@ -136,9 +141,11 @@ def _matches(word: str) -> Iterator[str]:
     elif not is_remote(word):
         path = local_path(word)
         if path.is_dir():
-            yield from sorted(str(tar) for tar in path.glob("*.tar"))
+            if not (tars := sorted(map(str, path.glob("*.tar")))) and any(path.rglob("*.tar")):
+                raise UserError(f"{word}: has no *.tar but in folders below; name '{word.rstrip('/')}/**/*.tar'")
+            yield from tars
         elif glob.has_magic(word):
-            yield from sorted(glob.glob(str(path)))
+            yield from sorted(glob.glob(str(path), recursive=True))
         elif path.exists():
             yield str(path)
         else:

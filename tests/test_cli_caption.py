@@ -81,6 +81,14 @@ def test_more_images_may_be_captioned_later_and_a_refused_config_leaves_the_run_
     assert Path("runs/small/config.yaml").read_bytes() == saved
 
 
+def test_a_mistake_claims_no_folder_and_a_limit_may_be_raised_later(config):
+    code, out = fedscale("caption", *config, "data.pool=nowhere")
+    assert code == 2 and "nowhere" in out
+    assert fedscale("caption", *config)[0] == 0
+    code, out = fedscale("caption", *config, "data.max_corrupt=0.2")
+    assert code == 0 and "complete, nothing to do" in out
+
+
 def test_near_duplicates_are_found_and_then_left_out(config, tmp_path):
     fedscale("caption", *config)
     code, out = fedscale(
@@ -101,4 +109,4 @@ def test_join_writes_training_tars(config):
     assert code == 0 and done["images"] == Manifest.load("data").num_samples("pool") and done["left_out"] == {}
     assert fedscale("shards", "verify", "joined")[0] == 0
     code, out = fedscale("shards", "join", *config, "--out", "joined")
-    assert code == 2 and "is not empty" in out
+    assert code == 2 and "is taken" in out

@@ -36,7 +36,7 @@ def import_pool(
     shards, and broken shards, all of them named, unless `skip_broken` leaves them out.
     """
     out = Path(out)
-    _check_out(out)
+    earlier = _earlier(out)
     urls = [url for pattern in patterns for url in expand(pattern)]
     base, names = _below_one_base(urls, out)
     _check_stems(names)
@@ -68,15 +68,26 @@ def import_pool(
         recipe={"format": FORMAT, "patterns": patterns, "hash": hash},
         excluded=broken,
         base=base,
+        # A new search is for the user to start: until then, what the last one found stays left out.
+        near_duplicates=earlier.near_duplicates if earlier else {},
     )
     manifest.save()
+    if earlier and earlier.near_duplicates and earlier.splits != manifest.splits:
+        of = earlier.near_duplicates["of"]
+        reporter.say(
+            f"the shards changed: search for near-duplicates of {of} again (`fedscale shards near-duplicates`)"
+        )
     return manifest
 
 
-def _check_out(out: Path) -> None:
-    """An earlier import may be made anew; anything else of ours would lose its manifest."""
-    if (out / manifests.FILE).exists() and Manifest.load(out).recipe.get("format") != FORMAT:
-        raise UserError(f"{out}: holds built shards; choose another folder for the imported pool's manifest")
+def _earlier(out: Path) -> Manifest | None:
+    """The earlier import that is made anew. Raises UserError for anything else of ours: it would lose its manifest."""
+    if not (out / manifests.FILE).exists():
+        return None
+    found = Manifest.load(out)
+    if found.recipe.get("format") == FORMAT:
+        return found
+    raise UserError(f"{out}: holds built shards; choose another folder for the imported pool's manifest")
 
 
 def _below_one_base(urls: list[str], out: Path) -> tuple[str | None, list[str]]:

@@ -179,13 +179,22 @@ def _sample(key: str, data: dict[str, bytes | str]) -> Sample:
     held = data[suffix]
     image, too_large = (b"", held) if isinstance(held, str) else (held, "")
     try:
-        facts = {name: value for name, value in json.loads(data.get("json", b"{}")).items() if isinstance(value, str)}
         label = int(data["cls"]) if "cls" in data else None
-    except (ValueError, AttributeError):
-        raise BrokenShard(f"sample {key} has a .cls or .json that cannot be read") from None
+    except ValueError:
+        raise BrokenShard(f"sample {key} has a .cls that cannot be read, expected a number") from None
+    facts = _facts(data.get("json", b""))
     text = data.get("txt")
     caption = text.decode("utf-8", "replace") if isinstance(text, bytes) else None  # one odd byte spoils no shard
     keyword = facts.get("keyword")
     if label is None and keyword is None:
         keyword, caption = caption or facts.get("caption"), None
     return Sample(key, image, suffix, label, keyword, caption, facts.get("source") or facts.get("url"), too_large)
+
+
+def _facts(text: bytes | str) -> dict[str, str]:
+    """The texts of a .json; none where it is no JSON object: the image is as good without them."""
+    try:
+        found = json.loads(text)
+        return {name: value for name, value in found.items() if isinstance(value, str)}
+    except (ValueError, AttributeError, RecursionError):
+        return {}

@@ -258,3 +258,25 @@ def test_status_shows_near_duplicates(small: Path, tmp_path: Path) -> None:
     replace(pool, near_duplicates=found).save()
     shown = CliRunner().invoke(app, ["shards", "status", str(tmp_path / "pool")])
     assert "near-duplicates of pets/test: 2 of 12 images (phash64, distance 6)" in shown.stdout
+
+
+def test_what_was_left_out_stays_left_out_when_the_pool_grows(crawl: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    from fedscale import files
+    from fedscale.data.near_duplicates import left_out
+
+    pattern = str(crawl / "{00000..00001}.tar")
+    first = import_pool([pattern], tmp_path / "pool", SilentReporter())
+    files.write_jsonl(tmp_path / "pool/near_duplicates.jsonl", [{"shard": "00001.tar", "key": "000010002"}])
+    dataclasses.replace(first, near_duplicates={"of": "data/test", "count": 1}).save()
+    reporter = SilentReporter()
+    grown = import_pool([str(crawl)], tmp_path / "pool", reporter)
+    assert left_out(grown) == {"00001.tar": {"000010002"}}
+    assert any("near-duplicates of data/test again" in line for line in reporter.lines)
+
+
+def test_shards_in_folders_below_are_named_with_the_pattern_that_finds_them(crawl: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no \*\.tar but in folders below; name '.*/\*\*/\*\.tar'"):
+        import_pool([str(crawl.parent)], tmp_path / "pool", SilentReporter())
+    assert import_pool([f"{crawl.parent}/**/*.tar"], tmp_path / "pool", SilentReporter()).num_samples("pool") == 12

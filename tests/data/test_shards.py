@@ -106,8 +106,6 @@ def _tar(path: Path, *members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE)
         [("a.jpg", b"x"), ("a.jpg", b"x")],
         [("a.jpg", b"x"), ("b.jpg", b"x"), ("a.cls", b"1")],
         [("a.jpg", b"x"), ("a.cls", b"cat")],
-        [("a.jpg", b"x"), ("a.json", b"{")],
-        [("a.jpg", b"x"), ("a.json", b"[]")],
     ],
 )
 def test_members_that_are_no_samples_are_refused(tmp_path: Path, members: list[tuple[str, bytes]]) -> None:
@@ -136,13 +134,25 @@ def test_one_reading_gives_the_hash_and_the_index_that_the_writer_recorded(tmp_p
 
 
 def test_skipped_samples_are_hashed_and_not_parsed(tmp_path: Path) -> None:
-    path = _tar(tmp_path / "0.tar", ("a.jpg", b"1"), ("a.json", b"{"), ("b.jpg", b"2"))
+    path = _tar(tmp_path / "0.tar", ("a.jpg", b"1"), ("a.cls", b"cat"), ("b.jpg", b"2"))
     digest = hashlib.sha256()
     assert [sample.key for sample in read_shard(path, skip=1, digest=digest)] == ["b"]
     assert digest.hexdigest() == file_sha256(path)
     assert list(read_shard(path, skip=5)) == []
-    with pytest.raises(BrokenShard, match=r"sample a has a \.cls or \.json"):
+    with pytest.raises(BrokenShard, match=r"sample a has a \.cls that cannot be read"):
         list(read_shard(path))
+
+
+@pytest.mark.parametrize("odd", [b"", b"{", b"[1]", b"\xff\xfe{}", b"[" * 200_000, b'{"keyword": 3}'])
+def test_an_odd_json_costs_its_facts_and_not_the_shard(tmp_path: Path, odd: bytes) -> None:
+    path = _tar(tmp_path / "0.tar", ("a.jpg", b"1"), ("a.txt", b"a cat"), ("a.json", odd), ("b.jpg", b"2"))
+    assert [(sample.key, sample.keyword) for sample in read_shard(path)] == [("a", "a cat"), ("b", None)]
+
+
+def test_a_folder_in_the_place_of_a_shard_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").mkdir()
+    with pytest.raises(UserError, match=r"0\.tar: cannot be read \(is a directory\)"):
+        list(read_shard(tmp_path / "0.tar"))
 
 
 def test_an_image_over_the_limit_is_left_out_and_the_rest_is_read(tmp_path: Path) -> None:

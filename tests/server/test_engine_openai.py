@@ -183,3 +183,22 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UserError, match=r"pip install 'mllm-fedscale\[openai\]'"):
         OpenAIEngine(engine_config("openai"))
+
+
+def test_an_endpoint_that_is_not_there_is_one_line_at_once(monkeypatch):
+    import socket
+
+    from fedscale.server.caption.engines.reachable import check_reachable
+
+    with socket.socket() as unused:  # bound, not listening: a port that nobody else takes meanwhile
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(
+            UserError, match=r"base_url=http://127.0.0.1:\d+/v1: cannot be reached \(connection refused\)"
+        ):
+            check_reachable(url)
+        monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+        monkeypatch.setenv("no_proxy", "")
+        check_reachable(url)  # only the proxy knows

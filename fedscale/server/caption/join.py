@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from fedscale.config.schema import Config
 from fedscale.data.folders import published_folder
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.near_duplicates import left_out
-from fedscale.data.shards import Sample, read_shard, write_shard
+from fedscale.data.shards import KEY, Sample, read_shard, write_shard
 from fedscale.errors import Stopped, UserError
 from fedscale.runs import RunFolder
 from fedscale.server.caption import ledger, sidecar
@@ -41,8 +43,8 @@ def join_shards(config: Config, manifest: Manifest, run: RunFolder, out: Path, s
     Rows that are not `ok` are left out and counted; returns the counts. Equal captions give equal bytes. Raises
     UserError when a shard is not captioned or `out` is taken; Stopped after a signal, with nothing left behind.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: is not empty; choose another folder for the joined shards, or delete it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is taken; choose another folder for the joined shards, or delete it")
     captions = ledger.captioned(config, manifest, run)
     excluded = left_out(manifest)
     statuses: Counter[str] = Counter()
@@ -80,7 +82,7 @@ def _training(
             statuses[status] += 1
             continue
         yield Sample(
-            sample.key,
+            _key(sample.key),
             sample.image,
             sample.suffix,
             keyword=row.keyword,
@@ -88,6 +90,13 @@ def _training(
             source=sample.source,
             facts={"conversations": {kind: _conversation(row, kind) for kind in row.texts}},
         )
+
+
+def _key(key: str) -> str:
+    """A key as our own shards may hold it: a foreign one with folders or other letters keeps its hash."""
+    if KEY.fullmatch(key):
+        return key
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', key)[-60:]}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
 
 
 def _conversation(row: Row, kind: str) -> list[dict[str, str]]:

@@ -126,7 +126,7 @@ def refuse_stale(where: Storage, entries: Sequence[Entry], made_by: dict[str, An
         return
     old_fingerprint = stale.marker["fingerprint"]
     if old_fingerprint == files.fingerprint(made_by):
-        differing = ["the shard's bytes (sha256) changed"]
+        differing = ["of other images: this shard's bytes differ"]
     else:
         old = _read_settings(where, old_fingerprint)
         keys = [key for key in sorted({*old, *made_by}) if old.get(key) != made_by.get(key)]

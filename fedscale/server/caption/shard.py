@@ -115,8 +115,11 @@ class ShardCaptioner:
         if self._in_flight == 1:
             yield lambda group: partial(self._captioner.rows, group)
             return
-        with ThreadPoolExecutor(self._in_flight, "caption") as pool:
+        pool = ThreadPoolExecutor(self._in_flight, "caption")
+        try:
             yield lambda group: pool.submit(self._captioner.rows, group).result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an engine that is closed ends what is under way
 
 
 class Fuse:

@@ -63,8 +63,9 @@ def _begin(config: Config, job: CaptionJob, session: Session) -> tuple[list[Shar
     if not config.caption.overwrite:
         ledger.refuse_stale(job.where, entries, job.made_by)
     pending = [entry.shard for entry in entries if job.is_open(entry)]
-    if pending and len(pending) < len(entries):
-        session.reporter.say(f"caption: {len(entries) - len(pending)} of {len(entries)} shards are done already")
+    done = len(entries) - len(pending) - sum(entry.state == "failed" and not job.is_open(entry) for entry in entries)
+    if pending and done:
+        session.reporter.say(f"caption: {done} of {len(entries)} shards are done already")
     if pending:
         sidecar.declare(job.where, job.made_by)
     return [entry.shard for entry in entries], pending

@@ -107,6 +107,14 @@ def test_images_that_are_none_keep_their_place():
     assert [row.key for row in rows] == ["a", "b", "c"] and rows[1] is broken
 
 
+def test_the_template_engine_has_no_words_for_an_image_without_a_keyword():
+    from fedscale.server.caption.engines.template import TemplateEngine
+
+    rows = Captioner(CaptionConfig(engine="template"), TemplateEngine()).rows([item("a"), item("b", keyword=None)])
+    assert [row.status for row in rows] == ["ok", "generation_error"] and "no crawl keyword" in rows[1].error
+    assert rows[0].text("description") == "A photo of a grey cat."
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -41,6 +41,15 @@ def test_webdataset_reads_images_texts_and_conversations(captioned, fake, tmp_pa
     ]
 
 
+def test_keys_of_foreign_pools_are_made_ones_that_a_shard_may_hold():
+    from fedscale.data.shards import KEY
+    from fedscale.server.caption.join import _key
+
+    keys = ["000000012", "dir/sub/00001", "dir/sub_00001", "größe", "x" * 200]
+    assert _key(keys[0]) == keys[0]
+    assert all(KEY.fullmatch(_key(key)) for key in keys) and len({_key(key) for key in keys}) == len(keys)
+
+
 def test_joined_shards_verify_and_equal_captions_give_equal_bytes(captioned, tmp_path):
     captioned.caption()
     join(captioned, tmp_path / "one")
@@ -56,7 +65,7 @@ def test_a_join_writes_into_no_folder_of_others_and_nothing_before_the_captions(
     captioned.caption()
     (tmp_path / "joined").mkdir()
     (tmp_path / "joined" / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="is taken"):
         join(captioned, tmp_path / "joined")
     assert [path.name for path in (tmp_path / "joined").iterdir()] == ["thesis.tex"]
 

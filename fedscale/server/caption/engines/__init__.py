@@ -72,7 +72,9 @@ def make_engine(config: Config) -> Engine:
         return TemplateEngine()
     if name == "openai":
         from fedscale.server.caption.engines.openai import OpenAIEngine
+        from fedscale.server.caption.engines.reachable import check_reachable
 
+        check_reachable(config.caption.openai.base_url)
         return OpenAIEngine(config)
     if name == "vllm":
         from fedscale.server.caption.engines.vllm import VllmEngine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedscale.errors import UserError
 from fedscale.server.caption.engines import Answer, Request
 
 TEMPLATES = {
@@ -20,7 +19,7 @@ class TemplateEngine:
     in_flight = 1
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Raises UserError when an image has no keyword."""
+        """An image without a keyword gets an error answer."""
         return [_answer(request) for request in requests]
 
     def close(self) -> None:
@@ -29,7 +28,7 @@ class TemplateEngine:
 
 def _answer(request: Request) -> Answer:
     if not request.keyword:
-        raise UserError(f"caption.engine=template: image {request.key} has no crawl keyword; use caption.engine=hf")
+        return Answer("", "error", 0, "the image has no crawl keyword; caption.engine=hf needs none")
     word = request.keyword.replace("_", " ")
     text = TEMPLATES[request.kind].replace("{}", f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}")
     return Answer(text, "stop", 0)
