@@ -53,7 +53,7 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
     manifest = ensure_shards(config.data, session.reporter)
     pairs = PairStream(config, open_pool(config.data, session.reporter), run)
     if pairs.num_skipped:
-        session.reporter.say(f"pretrain: {pairs.num_skipped} captioned images without whole texts are left out")
+        session.reporter.say(f"pretrain: {pairs.num_skipped} captioned images are left out ({pairs.skipped})")
     trainer = Trainer(config, manifest, pairs, folder)
     started_at = trainer.step
     if started_at:

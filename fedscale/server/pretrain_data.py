@@ -75,7 +75,7 @@ class Batch:
 class PairStream:
     """The pairs of all captioned shards, epoch after epoch without end.
 
-    `num_pairs` counts those of an epoch, `num_skipped` the rows left out because their status is not `ok`. Raises
+    `num_pairs` counts those of an epoch, `num_skipped` the rows left out, `skipped` says why in words. Raises
     UserError when a shard is not captioned, no row can be used, or `pretrain.teacher=stored` finds no embeddings.
     """
 
@@ -95,10 +95,10 @@ class PairStream:
         self._room = KEPT_BYTES
         self.num_pairs: int = sum(map(self._usable, self._entries))
         self.num_skipped: int = self._captions.total("n_in") - self.num_pairs
+        self.skipped = _statuses(self._entries, self.num_pairs)
         if not self.num_pairs:
-            statuses = _statuses(self._entries)
             raise UserError(
-                f"{self._captions.where.url}: none of {self.num_skipped} captioned images can be used ({statuses}); "
+                f"{self._captions.where.url}: none of {self.num_skipped} images can be used ({self.skipped}); "
                 f"truncated texts need a higher caption.max_new_tokens than {config.caption.max_new_tokens}"
             )
 
@@ -218,6 +218,8 @@ def _stacked(vectors: list[Tensor]) -> Tensor | None:
     return torch.stack(vectors).float() if vectors else None
 
 
-def _statuses(entries: list[Entry]) -> str:
+def _statuses(entries: list[Entry], num_pairs: int) -> str:
+    """How many rows are left out, by status; near-duplicates found after captioning are among the `ok` ones."""
     totals = {status: sum(entry.marker["statuses"].get(status, 0) for entry in entries) for status in STATUSES}
+    totals["near_duplicate"] += totals.pop("ok") - num_pairs
     return ", ".join(f"{number} {status}" for status, number in totals.items() if number)
