@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,6 +89,8 @@ def _claims(
         leases = Leases(job.scratch, config.caption.heartbeat)
         claims = work.by_lease(leases, pending, worker, lambda shard: job.is_open(job.look(shard)))
         return sum(shard.samples for shard in pending), claims
+    if is_remote(job.where.url):  # then the workers may share no folder in which to agree on a list
+        worker = dataclasses.replace(worker, launch=None)
     what = f"{files.fingerprint(job.made_by)}{' again' if retry_failed else ''}"
     mine = work.by_rank(job.scratch, shards, pending, worker, what)
     return sum(shard.samples for shard in mine), work.unclaimed(mine)
