@@ -69,9 +69,11 @@ class LocalStorage:
         try:
             with os.scandir(self.folder) as entries:
                 for entry in entries:
-                    with suppress(FileNotFoundError):  # deleted meanwhile
+                    try:
                         if not _unfinished(entry.name) and entry.is_file():
                             found[entry.name] = entry.stat().st_size
+                    except FileNotFoundError:  # deleted meanwhile
+                        continue
         except FileNotFoundError:
             return {}
         return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedscale import files
+from fedscale.collector import collector_paused
 from fedscale.errors import UserError
 from fedscale.storage import PIPE, is_remote
 
@@ -56,6 +57,7 @@ class Manifest:
     near_duplicates: dict[str, Any] = field(default_factory=dict)  # of, method, threshold, count, scanned
 
     @classmethod
+    @collector_paused()
     def load(cls, root: Path | str) -> Manifest:
         """Read `root/manifest.json`. Raises UserError where it is missing or malformed."""
         root = Path(root)

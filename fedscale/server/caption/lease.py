@@ -106,9 +106,10 @@ class Leases:
                 aside.unlink()
         return waiting
 
-    def owners(self) -> dict[str, str]:
-        """Who holds what at present, for the status."""
-        found = {path.stem: _read(path) for path in sorted(self._folder.glob("*.lease"))}
+    def owners(self, names: list[str]) -> dict[str, str]:
+        """Who holds what at present, of the folder's file `names`: for the status."""
+        stems = sorted(name.removesuffix(".lease") for name in names if name.endswith(".lease"))
+        found = {stem: _read(self._path(stem)) for stem in stems}
         return {name: content[0] for name, content in found.items() if content}
 
     def _path(self, name: str) -> Path:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from fedscale import files
+from fedscale.collector import collector_paused
 from fedscale.config.schema import Config
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.errors import UserError
@@ -32,6 +33,7 @@ class Entry:
     marker: dict[str, Any] = field(default_factory=dict)
 
 
+@collector_paused()
 def scan(where: Storage, shards: Sequence[ShardInfo], made_by: dict[str, Any]) -> list[Entry]:
     """The state of every shard, in their order."""
     listing = where.listing()

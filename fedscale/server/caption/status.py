@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from fedscale.collector import collector_paused
 from fedscale.config.schema import Config
 from fedscale.data.build import shard_folder
 from fedscale.data.manifest import Manifest
@@ -17,17 +20,20 @@ from fedscale.server.caption.lease import Leases
 from fedscale.server.caption.rows import STATUSES
 from fedscale.storage import is_remote
 
+JOURNAL = ".part.jsonl"
 STATES = ("done", "failed", "under way", "pending", "stale")
 NAMED = 20  # failed shards in the table; --json has all
 
 
+@collector_paused()
 def status(config: Config, run: RunFolder) -> dict[str, Any]:
     """Shards by state, rows by status, failed shards with reasons, who holds what. Raises UserError without shards."""
     manifest = Manifest.load(config.data.pool or shard_folder(config.data))  # nothing is built for a look
     where, made_by = sidecar.storage(config, run), sidecar.settings(config)
     entries = ledger.scan(where, sidecar.selected(config, manifest), made_by)
     scratch = run.stage("caption") if is_remote(where.url) else Path(where.url)
-    under_way = {path.name.removesuffix(".part.jsonl") for path in scratch.glob("*.part.jsonl")}
+    beside = os.listdir(scratch) if scratch.is_dir() else []  # no glob: there may be 200,000 names
+    under_way = {name.removesuffix(JOURNAL) for name in beside if name.endswith(JOURNAL)}
     shards = dict.fromkeys(STATES, 0)
     for entry in entries:
         begun = entry.state == "pending" and entry.shard.stem in under_way
@@ -35,11 +41,14 @@ def status(config: Config, run: RunFolder) -> dict[str, Any]:
     markers = [entry.marker for entry in entries if entry.state == "done"]
     seconds = sum(sum(marker["seconds"].values()) for marker in markers)
     images = sum(marker["n_in"] for marker in markers)
+    rows: Counter[str] = Counter()
+    for marker in markers:
+        rows.update(marker["statuses"])
     return {
         "folder": where.url,
         "shards": {"all": len(entries), **shards},
         "images": {"all": sum(entry.shard.samples for entry in entries), "done": images},
-        "rows": {name: sum(marker["statuses"].get(name, 0) for marker in markers) for name in STATUSES},
+        "rows": {name: rows[name] for name in STATUSES},
         "tokens": sum(marker["tokens"] for marker in markers),
         "images_per_worker_second": round(images / seconds, 3) if seconds else None,
         "failed": {
@@ -47,7 +56,7 @@ def status(config: Config, run: RunFolder) -> dict[str, Any]:
             for entry in entries
             if entry.state == "failed"
         },
-        "leases": Leases(scratch, config.caption.heartbeat).owners(),
+        "leases": Leases(scratch, config.caption.heartbeat).owners(beside),
     }
 
 

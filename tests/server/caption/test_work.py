@@ -37,7 +37,7 @@ def test_leases_are_exclusive_and_end_with_their_block(tmp_path):
     lease = one.claim("00000")
     assert lease is not None and two.claim("00000") is None
     with lease:
-        assert lease.held() and set(one.owners()) == {"00000"}
+        assert lease.held() and set(one.owners(["00000.lease"])) == {"00000"}
     again = two.claim("00000")
     assert again is not None
     with again:
