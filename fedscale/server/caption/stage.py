@@ -50,9 +50,11 @@ def run(config: Config, run: RunFolder, session: Session, retry_failed: bool = F
         )
         return None
     bare = sum(entry.state == "done" and not job.embedded(entry) for entry in entries)
-    if bare:
-        session.reporter.say(f"caption: {bare} of {len(entries)} shards have no embeddings yet; run the command again")
+    if bare and worker.world > 1:
+        session.reporter.say(f"caption: {bare} of {len(entries)} shards have no embeddings yet; others may be at it")
         return None
+    if bare:
+        raise UserError(f"caption: {bare} of {len(entries)} shards cannot be embedded; copy them again and run again")
     work.tidy(job.scratch, {entry.shard.stem for entry in entries if entry.state == "done"})
     ledger.refuse_failures(config, job.where, entries)
     return summarise(config, job.where, entries, session)

@@ -9,7 +9,7 @@ from fedscale import files
 from fedscale.config.schema import ClipConfig, Config, FeaturesConfig, PretrainConfig, ProbeConfig
 from fedscale.data.images import decode, fit_square
 from fedscale.data.shards import read_shard
-from fedscale.errors import UserError
+from fedscale.errors import Stopped, UserError
 from fedscale.house import PACKAGE
 from fedscale.models.clip import load_clip
 from fedscale.server.caption import ledger, run
@@ -98,3 +98,23 @@ def test_damaged_embeddings_are_refused(captioned):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"00000.clip.safetensors: damaged"):
         stored(captioned, config)
+
+
+def test_a_shard_that_broke_after_captioning_is_named_and_the_others_are_embedded(captioned):
+    run(config_of(captioned), captioned.run, Session())
+    path = captioned.manifest.path(captioned.manifest.shards("pool")[0])
+    path.write_bytes(path.read_bytes()[:3000])
+    session = Session()
+    with pytest.raises(UserError, match="1 of 2 shards cannot be embedded"):
+        run(config_of(captioned, teacher="stored"), captioned.run, session)
+    assert any("00000.tar: cannot be embedded" in line for line in session.reporter.lines)
+    assert (captioned.folder / "00001.clip.done.json").exists()
+
+
+def test_a_stop_while_embedding_ends_between_batches(captioned):
+    run(config_of(captioned), captioned.run, Session())
+    session = Session()
+    session.stop.set()
+    with pytest.raises(Stopped):
+        run(config_of(captioned, teacher="stored"), captioned.run, session)
+    assert not list(captioned.folder.glob("*.clip.*"))
