@@ -25,7 +25,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "data: {recipe: shards/shapes.yaml, dir: data, samples_per_shard: 20, imbalance_factor: 4,\n"
         "       open_pool: {reserve: 6, validation: 1},\n"
         "       shapes: {train_per_class: 12, test_per_class: 2}}\n"
-        "caption: {engine: template}\n"
+        "caption: {engine: template}\nthreads: 1\n"
     )
     monkeypatch.chdir(tmp_path)
     return ["small.yaml"]
