@@ -31,8 +31,13 @@ def local_rank() -> int:
 
 
 def use_threads(config: Config) -> int:
-    """Set this process's CPU threads to `threads`, or to the cores divided by `jobs`, and return their number."""
+    """Set this process's CPU threads to `threads`, or to the cores divided by `jobs`, and return their number.
+
+    With several threads oneDNN is off: torch 2.15's convolutions through it corrupt memory in backward, with narrow
+    channels-last models on two threads (seen as a crash; one thread, and torch's own kernels, are sound).
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     threads = config.threads or max(1, cores // config.jobs)
     torch.set_num_threads(threads)
+    torch.backends.mkldnn.set_flags(threads == 1)
     return threads
