@@ -7,6 +7,7 @@ import os
 import torch
 
 from fedscale.config.schema import Config
+from fedscale.data.workers import cores
 from fedscale.errors import UserError
 
 
@@ -36,8 +37,7 @@ def use_threads(config: Config) -> int:
     With several threads oneDNN is off: torch 2.15's convolutions through it corrupt memory in backward, with narrow
     channels-last models on two threads (seen as a crash; one thread, and torch's own kernels, are sound).
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    threads = config.threads or max(1, cores // config.jobs)
+    threads = config.threads or max(1, cores() // config.jobs)
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(threads == 1)
     return threads

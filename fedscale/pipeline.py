@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedscale.config import Config
+from fedscale.data.workers import end_with_parent
 from fedscale.errors import Stopped
 from fedscale.progress import QueueReporter, forward
 from fedscale.runs import STAGES, RunFolder
@@ -77,17 +77,9 @@ def _start_worker(events: Any, stop: Flag) -> None:
     # The parent alone listens to signals, and passes them on through `stop`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     global _worker_session
     _worker_session = Session(QueueReporter(events), stop)
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing where the resumed run writes."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only a worker process ends with its parent"
-    parent.join()
-    os._exit(1)
 
 
 def _work(job: Job) -> None:

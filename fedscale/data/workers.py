@@ -149,12 +149,12 @@ _meter: _SharedMeter  # set once in each worker process by `_start_worker`
 
 
 def _start_worker(meter: _SharedMeter) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     global _meter
     _meter = meter
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker whose parent was killed must not go on writing."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a worker process ends with its parent"

@@ -22,7 +22,7 @@ from fedscale.server.caption import ledger, sidecar
 from fedscale.server.caption.engines import Engine, make_engine
 from fedscale.server.caption.journal import Journal
 from fedscale.server.caption.lease import Lease
-from fedscale.server.caption.rows import TEXT_STATUSES, Row
+from fedscale.server.caption.rows import BAD_TEXTS, Row
 from fedscale.server.caption.shard import ShardCaptioner, ShardError, Task
 from fedscale.server.caption.work import Claim
 from fedscale.session import Session
@@ -97,7 +97,7 @@ class CaptionJob:
 
     def _to_retry(self, entry: ledger.Entry) -> bool:
         statuses = entry.marker["statuses"]
-        return self._retry and any(statuses.get(status) for status in TEXT_STATUSES if status != "ok")
+        return self._retry and any(statuses.get(status) for status in BAD_TEXTS)
 
     def _attempt(self, entry: ledger.Entry, lease: Lease | None, progress: Progress) -> None:
         """Caption one shard, or record that it failed."""
@@ -184,11 +184,7 @@ class CaptionJob:
         The sidecar stands until its successor is published: a retry that is cut short loses nothing, and is continued.
         """
         rows = sidecar.read(self.where, entry.shard, entry.marker)
-        again = {
-            row.key: row
-            for row in rows
-            if row.status in TEXT_STATUSES and row.status != "ok" and not self._exhausted(row)
-        }
+        again = {row.key: row for row in rows if row.status in BAD_TEXTS and not self._exhausted(row)}
         journal.forget([key for key, row in journal.rows.items() if key in again and _tries(row) <= _tries(again[key])])
         if again:
             journal.add([row for row in rows if row.key not in again and row.key not in journal.rows])

@@ -13,6 +13,7 @@ from fedscale.errors import UserError
 # From good to bad; a row has the worst status of its texts. The first four come from the engine's answers.
 TEXT_STATUSES = ("ok", "repeated", "truncated", "empty", "generation_error")
 IMAGE_STATUSES = ("decode_error", "too_large", "near_duplicate")
+BAD_TEXTS = TEXT_STATUSES[1:]  # what the engine may better at another try
 STATUSES = TEXT_STATUSES + IMAGE_STATUSES
 
 

@@ -108,9 +108,9 @@ class ShardCaptioner:
 
     @contextmanager
     def _askers(self) -> Iterator[Callable[[list[Item]], Callable[[], list[Row]]]]:
-        """`ask(group)` gives what to call for the group's rows. One call at a time is made here, in the main thread,
+        """`ask(group)` gives what to call for the group's rows.
 
-        where a second Ctrl-C ends it at once; several run in threads.
+        One call at a time is made in the main thread, where a second Ctrl-C ends it at once; several run in threads.
         """
         if self._in_flight == 1:
             yield lambda group: partial(self._captioner.rows, group)
