@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fedscale import files
-from fedscale.errors import EXIT_REQUEUE, EXIT_USER, Stopped, UserError
+from fedscale.errors import EXIT_BUG, EXIT_REQUEUE, EXIT_USER, Stopped, UserError
 
 Words = Annotated[
     list[str], typer.Argument(metavar="CONFIG... [key=value...]", help="YAML files, merged in order; then single keys.")
@@ -34,12 +34,20 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
             complain(f"{stopped}; the same command resumes it")
             raise typer.Exit(EXIT_REQUEUE) from None
         except Exception as error:
+            if _is_lost_rank(error):
+                complain(f"error: {error}; the same command resumes from the last checkpoint")
+                raise typer.Exit(EXIT_BUG) from None
             if (line := files.disk_trouble(error)) is None:
                 raise
             complain(f"error: {line}")
             raise typer.Exit(EXIT_USER) from None
 
     return wrapped
+
+
+def _is_lost_rank(error: Exception) -> bool:
+    """Whether it says that another rank is gone; its class lives beside torch.distributed, which is slow to import."""
+    return type(error).__name__ == "RankLost" and type(error).__module__.startswith("fedscale.distributed")
 
 
 def complain(line: str) -> None:

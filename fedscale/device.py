@@ -8,6 +8,7 @@ import torch
 
 from fedscale.config.schema import Config
 from fedscale.data.workers import cores
+from fedscale.distributed.launch import sharing
 from fedscale.errors import UserError
 
 
@@ -32,12 +33,7 @@ def local_rank() -> int:
 
 
 def use_threads(config: Config) -> int:
-    """Set this process's CPU threads to `threads`, or to the cores divided by `jobs`, and return their number.
-
-    With several threads oneDNN is off: torch 2.15's convolutions through it corrupt memory in backward, with narrow
-    channels-last models on two threads (seen as a crash; one thread, and torch's own kernels, are sound).
-    """
-    threads = config.threads or max(1, cores() // config.jobs)
+    """Set this process's CPU threads to `threads`, or to the cores for each job or rank of this host; returns them."""
+    threads = config.threads or max(1, cores() // max(config.jobs, sharing(cores())))
     torch.set_num_threads(threads)
-    torch.backends.mkldnn.set_flags(threads == 1)
     return threads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -86,17 +86,27 @@ def predict(model: nn.Module, images: np.ndarray, config: Config) -> Tensor:
         batch = torch.from_numpy(np.array(images[start : start + config.eval.batch_size])).to(device)
         predicted.append(model(normalise(batch, config.data.mean, config.data.std)).argmax(1).cpu())
     model.train(training)
-    return torch.cat(predicted)
+    return torch.cat(predicted) if predicted else torch.empty(0, dtype=torch.int64)
 
 
 def evaluate(
-    model: nn.Module, store: LabelledImages, class_names: Sequence[str], train_counts: Sequence[int], config: Config
+    model: nn.Module,
+    store: LabelledImages,
+    class_names: Sequence[str],
+    train_counts: Sequence[int],
+    config: Config,
+    part: slice = slice(None),
+    summed: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> Evaluation:
-    """Evaluate on every image of the store. Raises UserError when a class has no image there."""
+    """Evaluate on every image of the store. Raises UserError when a class has no image there.
+
+    Each of several ranks evaluates its `part` of the rows; `summed` adds up their counts (int64, in place).
+    """
     classes = len(class_names)
-    labels = torch.from_numpy(np.array(store.labels))
-    predicted = predict(model, store.images, config)
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    labels = torch.from_numpy(np.array(store.labels[part]))
+    predicted = predict(model, store.images[part], config)
+    counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
+    confusion = summed(counts).reshape(classes, classes)
     totals = confusion.sum(1)
     if (totals == 0).any():
         missing = class_names[int((totals == 0).nonzero()[0])]

@@ -30,6 +30,7 @@ from fedscale.config.teachers import (
     TeachersConfig,
 )
 from fedscale.config.training import (
+    AggregateConfig,
     AlignConfig,
     AlphaConfig,
     FederateConfig,
@@ -37,10 +38,12 @@ from fedscale.config.training import (
     ModelConfig,
     PretrainConfig,
     ProbeConfig,
+    ServerConfig,
 )
 
 __all__ = [
     "TEXT_KINDS",
+    "AggregateConfig",
     "AlignConfig",
     "AlphaConfig",
     "CaptionConfig",
@@ -62,6 +65,7 @@ __all__ = [
     "ProbeConfig",
     "PromptsConfig",
     "RecipeConfig",
+    "ServerConfig",
     "ShapesConfig",
     "TeachersConfig",
     "VllmConfig",
@@ -111,7 +115,7 @@ class Config:
     variants: dict[str, Any] = field(default_factory=dict)
     variant: str = ""  # only this variant; in a child run's saved config, the one that it is
     jobs: int = 1  # child stages at once, a process each
-    threads: int = 0  # CPU threads a process; 0 = cores / jobs
+    threads: int = 0  # CPU threads a process; 0 = cores / jobs, or / the ranks of the host
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

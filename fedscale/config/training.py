@@ -96,11 +96,50 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class AggregateConfig:
+    """How the cohort's models are averaged."""
+
+    dtype: Literal["fp32", "fp64"] = "fp64"  # of the sum
+    exact: bool = False  # fixed-point int64: bitwise the same for any number of ranks
+    fraction_bits: int = 40  # exact: resolution 2^-bits of a weighted value, whose size is below 2^(51 - bits)
+    clip_norm: float = 0.0  # L2 norm that a client's update is scaled down to; 0 = no clipping
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.fraction_bits <= 50,
+            "federate.aggregate.fraction_bits",
+            self.fraction_bits,
+            "a value from 1 to 50",
+        )
+        require(self.clip_norm >= 0, "federate.aggregate.clip_norm", self.clip_norm, "0 (no clipping) or more")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The server's optimiser, for the methods that have one. Defaults: Hsu et al. 2019, Reddi et al. 2021."""
+
+    lr: float = 1.0
+    momentum: float = 0.9  # fedavgm's β
+    beta1: float = 0.9  # fedadagrad, fedadam, fedyogi
+    beta2: float = 0.99  # fedadam, fedyogi
+    tau: float = 1e-3  # adaptivity
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "federate.server.lr", self.lr, "above 0")
+        require(self.tau > 0, "federate.server.tau", self.tau, "above 0")
+        for name in ("momentum", "beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"federate.server.{name}", value, "a value from 0 to below 1")
+
+
+MethodName = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedprox", "scaffold"]
+
+
+@dataclass(frozen=True)
 class FederateConfig:
     """Stage 2: federated finetuning. The defaults are the published protocol [C]."""
 
-    method: Literal["fedavg"] = "fedavg"
-    backend: Literal["loop"] = "loop"
+    method: MethodName = "fedavg"
     rounds: int = 200
     clients_per_round: int = 8
     local_epochs: int = 10
@@ -109,14 +148,34 @@ class FederateConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
+    prox_mu: float = 0.01  # fedprox's μ
+    server: ServerConfig = field(default_factory=ServerConfig)
+    aggregate: AggregateConfig = field(default_factory=AggregateConfig)
+    backend: Literal["auto", "loop", "batched", "graph"] = "auto"
+    lanes: int = 0  # clients trained side by side; 0 = chosen with the backend
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # of the clients' training on a GPU
+    shard: int = 1  # processes that share one client's model (FSDP2)
+    store: Literal["auto", "resident", "mapped"] = "auto"  # where images are during rounds: on the device, or on disk
+    memory: float = 0.5  # share of the free memory that lanes and a resident store may take
+    timeout: float = 600.0  # seconds that ranks wait for one another
     checkpoint_every: int = 1  # rounds
+    tensorboard: bool = False  # metrics also as event files in federate/tensorboard
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "clients_per_round", "local_epochs", "batch_size", "checkpoint_every"):
+        for name in ("rounds", "clients_per_round", "local_epochs", "batch_size", "shard", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"federate.{name}", getattr(self, name), "1 or more")
-        require(self.lr > 0, "federate.lr", self.lr, "above 0")
+        for name in ("lr", "timeout"):
+            require(getattr(self, name) > 0, f"federate.{name}", getattr(self, name), "above 0")
         require(0 <= self.momentum < 1, "federate.momentum", self.momentum, "a value from 0 to below 1")
-        require(self.weight_decay >= 0, "federate.weight_decay", self.weight_decay, "0 or more")
+        for name in ("weight_decay", "prox_mu", "lanes"):
+            require(getattr(self, name) >= 0, f"federate.{name}", getattr(self, name), "0 or more")
+        require(0 < self.memory <= 1, "federate.memory", self.memory, "a share above 0, up to 1")
+        if self.aggregate.exact:
+            require(self.backend != "auto", "federate.backend", "auto", "loop, batched or graph with aggregate.exact")
+            pinned = self.backend == "loop" or self.lanes >= 1
+            require(pinned, "federate.lanes", self.lanes, "a number of lanes with aggregate.exact")
+        if self.shard > 1:
+            require(self.backend in ("auto", "loop"), "federate.backend", self.backend, "loop with federate.shard")
 
 
 @dataclass(frozen=True)

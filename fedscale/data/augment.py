@@ -23,16 +23,23 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """
     if kind == "none":
         return images
+    batch, device = len(images), images.device
+    offsets = torch.randint(0, 2 * PAD + 1, (2, batch), generator=generator) if kind == "crop_flip" else None
+    flipped = torch.rand(batch, generator=generator) < 0.5
+    return crop_and_flip(images, None if offsets is None else offsets.to(device), flipped.to(device))
+
+
+def crop_and_flip(images: Tensor, offsets: Tensor | None, flipped: Tensor) -> Tensor:
+    """Crops of images [B, H, W, C] padded by PAD, and mirror images where `flipped` [B] (bool) says so.
+
+    `offsets` int64 [2, B] from 0 to 2·PAD are each crop's first row and column in the padded image; None: no crop.
+    """
     batch, height, width, _ = images.shape
     device = images.device
+    rows = torch.arange(height, device=device).expand(batch, height)
     columns = torch.arange(width, device=device).expand(batch, width)
-    if kind == "crop_flip":
-        offsets = torch.randint(0, 2 * PAD + 1, (2, batch, 1), generator=generator).to(device)
-        rows = torch.arange(height, device=device) + offsets[0]
-        columns = columns + offsets[1]
+    if offsets is not None:
+        rows, columns = rows + offsets[0][:, None], columns + offsets[1][:, None]
         images = torch.nn.functional.pad(images, (0, 0, PAD, PAD, PAD, PAD))
-    else:
-        rows = torch.arange(height, device=device).expand(batch, height)
-    flipped = torch.rand((batch, 1), generator=generator).to(device) < 0.5
-    columns = torch.where(flipped, columns.flip(1), columns)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
     return images[torch.arange(batch, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,8 +1,13 @@
-"""Which of how many workers this process is, whatever launched it: torchrun, accelerate, deepspeed, srun, an array."""
+"""Which of how many this process is, whatever launched it: torchrun, accelerate, deepspeed, srun, a job array.
+
+`this_worker` is for work that needs no messages (captioning: tasks of an array count), `this_place` for ranks that
+reduce together.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,20 +35,119 @@ def this_worker(environment: Mapping[str, str] = os.environ) -> Worker:
     workers beside one another, each with the workers that were launched inside it. Raises UserError for numbers that
     are none.
     """
-    torch_like = "RANK" in environment and "WORLD_SIZE" in environment
-    slurm_step = "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment
-    if torch_like:
-        inner, inner_world = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
-    elif slurm_step:
-        inner, inner_world = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
-    else:
-        inner, inner_world = 0, 1
+    torch_like = _torch_like(environment)
+    inner, inner_world = _rank(environment)
     task, tasks = _array(environment)
     rank, world = task * inner_world + inner, tasks * inner_world
     if not 0 <= rank < world:
         raise UserError(f"launcher: rank {rank} of {world} workers; expected less: check RANK and WORLD_SIZE")
     gaps = tasks > _number(environment, "SLURM_ARRAY_TASK_COUNT", tasks)
     return Worker(rank, world, _launch(environment, torch_like) if world > 1 else None, gaps)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Rank `rank` of `world`, number `local_rank` of the `local_world` ranks of its host.
+
+    `address` and `port` are where the ranks meet, at rank 0; None and 0 alone. `attempt`: torchrun's agent listens
+    there already, and has started these ranks so many times before; None where rank 0 has to listen itself.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    address: str | None = None
+    port: int = 0
+    attempt: int | None = None
+
+
+def this_place(environment: Mapping[str, str] = os.environ) -> Place:
+    """This process's place among the ranks that reduce together; alone without a launcher's variables.
+
+    A task of a job array is a run of its own here. Raises UserError for numbers that are none, and for ranks that are
+    told nowhere to meet.
+    """
+    rank, world = _rank(environment)
+    if not 0 <= rank < world:
+        raise UserError(f"launcher: rank {rank} of {world}; expected less: check RANK and WORLD_SIZE")
+    if world == 1:
+        return Place()
+    if _torch_like(environment):
+        if "MASTER_ADDR" not in environment:
+            raise UserError(f"launcher: WORLD_SIZE={world}, but MASTER_ADDR is not set; set it to the host of rank 0")
+        address, port = environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")
+    else:
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+        address = environment.get("MASTER_ADDR") or next(iter(slurm_hosts(nodes)), "")
+        if not address:
+            raise UserError("launcher: a Slurm step without SLURM_STEP_NODELIST; set MASTER_ADDR to the host of rank 0")
+        port = _number(environment, "MASTER_PORT", _slurm_port(environment))
+    agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0) if agent else None
+    local_rank, local_world = _local(environment)
+    return Place(rank, world, local_rank, local_world, address, port, attempt)
+
+
+def sharing(cores: int, environment: Mapping[str, str] = os.environ) -> int:
+    """How many ranks of this host compute on the `cores` that this process may run on: 1 where it has them alone."""
+    _, local_world = _local(environment)
+    # srun may bind each task to cores of its own; then those of all tasks together are no more than the step's.
+    bound = not _torch_like(environment) and cores * local_world <= _number(environment, "SLURM_CPUS_ON_NODE", 0)
+    return 1 if bound else local_world
+
+
+def slurm_hosts(nodes: str) -> list[str]:
+    """The hosts of a Slurm node list in its order: `n[01-03,7],m` is n01, n02, n03, n7, m."""
+    hosts: list[str] = []
+    for name in re.findall(r"(?:\[[^]]*\]|[^,\[])+", nodes):
+        heads = [""]
+        for literal, inside in re.findall(r"([^\[]+)|\[([^]]*)\]", name):
+            tails = [literal] if literal else [item for part in inside.split(",") for item in _span(part)]
+            heads = [head + tail for head in heads for tail in tails]
+        hosts += heads
+    return hosts
+
+
+def _span(part: str) -> list[str]:
+    first, _, last = part.partition("-")
+    return [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)] if last else [first]
+
+
+def _slurm_port(environment: Mapping[str, str]) -> int:
+    """A port below those that the kernel hands out, the same in all tasks of a step and another in the next job."""
+    job, step = _number(environment, "SLURM_JOB_ID", 0), _number(environment, "SLURM_STEP_ID", 0)
+    return 15_000 + (16 * job + step) % 16_000
+
+
+def _torch_like(environment: Mapping[str, str]) -> bool:
+    return "RANK" in environment and "WORLD_SIZE" in environment
+
+
+def _rank(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, world) by torch's variables or those of a Slurm step; (0, 1) without."""
+    if _torch_like(environment):
+        return _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+        # In the shell that salloc opens SLURM_NTASKS is what the job may start; the step's own number is 1 there.
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+        return _number(environment, "SLURM_PROCID"), _number(environment, tasks)
+    return 0, 1
+
+
+def _local(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, number of ranks) on this host; (0, 1) where nothing tells, as far as the environment goes."""
+    _, world = _rank(environment)
+    if world == 1:
+        return 0, 1
+    if _torch_like(environment):
+        name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"  # the latter is deepspeed's
+        return _number(environment, "LOCAL_RANK", 0), _number(environment, name, 1)
+    counts: list[int] = []  # SLURM_STEP_TASKS_PER_NODE is like 4(x2),3
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = _number(environment, "SLURM_NODEID", 0)
+    return _number(environment, "SLURM_LOCALID", 0), counts[node] if node < len(counts) else 1
 
 
 def _array(environment: Mapping[str, str]) -> tuple[int, int]:

@@ -1,14 +1,12 @@
-"""Stage 2, whole: sample a cohort, train its clients, average, evaluate, save; resume after the last finished round."""
+"""Stage 2, whole: data, engine, rounds, evaluation, checkpoints; resumes after the last saved round."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedscale import checkpoints, files
@@ -18,73 +16,49 @@ from fedscale.data.manifest import Manifest
 from fedscale.data.partition import Partition, make_partition
 from fedscale.data.store import ClientStore, open_store
 from fedscale.device import pick_device
+from fedscale.distributed.mesh import Mesh, open_mesh, rows_of
 from fedscale.errors import Stopped, UserError
 from fedscale.evaluation import Evaluation, evaluate
-from fedscale.federated.aggregate import WeightedMean
-from fedscale.federated.backends import LoopBackend
-from fedscale.federated.cohort import by_steps, sample_cohort
-from fedscale.federated.methods import METHODS, Method
-from fedscale.models import initial_model, save_weights
+from fedscale.federated.backends import OutOfMemory
+from fedscale.federated.checkpoint import newest_round, restore, save_round
+from fedscale.federated.engine import Engine, RoundResult
+from fedscale.federated.metrics import MetricsLog
+from fedscale.federated.setup import build_engine, open_round_data, pinned_arithmetic
+from fedscale.models import initial_model, save_tensors
+from fedscale.progress import Reporter, SilentReporter, Task
 from fedscale.runs import RunFolder
 from fedscale.session import Session
 
 
-def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any] | None:
     """Federate for `federate.rounds` rounds and write `federate/model.safetensors` and `evaluation.json`.
 
-    Raises UserError when the pretrained weights it should start from are missing, or when every client diverged;
-    Stopped after a signal, with the last finished round saved.
+    As one of the launched ranks; all but the main one are silent and return None. Raises UserError when the pretrained
+    weights it should start from are missing, or when every client diverged; Stopped after a signal, with the last
+    finished round saved; RankLost when another rank is gone.
     """
-    folder = run.stage("federate")
-    reporter = session.reporter
-    device = pick_device(config)
-    manifest = ensure_shards(config.data, reporter)
-    train = open_store(manifest, "train", config.data.image_size, reporter, config.data.max_corrupt)
-    judged = open_store(manifest, config.eval.split, config.data.image_size, reporter, config.data.max_corrupt)
-    partition = _partition(config, train, folder, session)
-    counts = np.bincount(train.labels, minlength=len(manifest.class_names)).tolist()
-
-    method = METHODS[config.federate.method]()
-    model = starting_model(config, manifest, run).to(device)
-    # Copy-on-write pages of the store where it lies on the CPU, one copy on the GPU otherwise.
-    images = torch.from_numpy(np.asarray(train.images)).to(device)
-    labels = torch.from_numpy(np.asarray(train.labels)).to(device)
-    backend = LoopBackend(model, images, labels, method, config)
-    vector = backend.flat.vector.clone()
-    finished, vector = _resume(folder, vector)
-    if finished:
-        reporter.say(f"federate: resuming after round {finished} of {config.federate.rounds}")
-    rounds = config.federate.rounds
-    evaluation: Evaluation | None = None
-    diverged: list[str] = []
-
-    with reporter.task("federate", rounds, "rounds") as task:
-        task.advance(finished)
-        for number in range(finished + 1, rounds + 1):
-            began = time.perf_counter()
-            vector, loss, lost = _one_round(config, method, backend, partition, vector, number)
-            diverged += [f"client {client} in round {number}" for client in lost]
-            row: dict[str, Any] = {"round": number, "loss": loss, "diverged": len(lost)}
-            if number % config.eval.every == 0 or number == rounds:
-                backend.flat.load(vector)
-                evaluation = evaluate(model, judged, manifest.class_names, counts, config)
-                row |= evaluation.scores()
-            row["seconds"] = time.perf_counter() - began
-            files.append_jsonl(folder / "metrics.jsonl", row)
-            if number % config.federate.checkpoint_every == 0 or session.stop_requested:
-                with checkpoints.checkpoint(folder, "round", number) as temporary:
-                    save_file({"vector": vector.cpu()}, temporary / "state.safetensors")
-            task.advance(note=f"all {evaluation.all:.1f}" if evaluation else "")
-            if session.stop_requested and number < rounds:
-                raise Stopped(f"federate: stopped after round {number} of {rounds}")
-
-    backend.flat.load(vector)
-    evaluation = evaluation or evaluate(model, judged, manifest.class_names, counts, config)
-    save_weights(model, folder / "model.safetensors")
-    files.write_json(folder / "evaluation.json", evaluation.to_dict())
-    if diverged:
-        reporter.say(f"federate: {len(diverged)} diverged client(s) left out of the mean: {', '.join(diverged[:5])}")
-    return {"rounds": rounds, **evaluation.scores(), "partition": partition.note, "diverged": diverged}
+    device, settings = pick_device(config), config.federate
+    with (
+        pinned_arithmetic(config, device),
+        open_mesh(device, settings.shard, settings.timeout, session.reporter.say) as mesh,
+    ):
+        reporter: Reporter = session.reporter if mesh.is_main else SilentReporter()
+        folder = run.stage("federate")
+        manifest, train, judged = _open_data(config, mesh, reporter)
+        partition = _partition(config, train, folder, mesh, reporter)
+        model = starting_model(config, manifest, run)
+        counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
+        data = open_round_data(config, train, mesh.device, reporter.say)
+        engine = build_engine(config, model, data, partition.clients, mesh, folder, reporter.say)
+        engine.interrupted = lambda: session.stop_requested
+        stage = _Stage(config, engine, counters, judged, manifest, train, folder, session, reporter)
+        try:
+            summary = stage.carry_out()
+        finally:
+            data.close()
+            if engine.states:
+                engine.states.close()
+        return {**summary, "partition": partition.note} if mesh.is_main else None
 
 
 def starting_model(config: Config, manifest: Manifest, run: RunFolder) -> nn.Module:
@@ -98,45 +72,143 @@ def starting_model(config: Config, manifest: Manifest, run: RunFolder) -> nn.Mod
     return model
 
 
-def _one_round(
-    config: Config, method: Method, backend: LoopBackend, partition: Partition, vector: Tensor, number: int
-) -> tuple[Tensor, float, list[int]]:
-    """The next global vector, the cohort's mean loss, and the clients that diverged (left out of the mean)."""
-    sizes = [len(samples) for samples in partition.clients]
-    cohort = sample_cohort(config.seed, number, len(sizes), config.federate.clients_per_round)
-    trained = [client for client in by_steps(cohort, sizes) if sizes[client]]
-    if not trained:
-        return vector, 0.0, []
-    mean, losses, lost = WeightedMean(vector), [], []
-    for client in trained:
-        result = backend.train(vector, client, partition.clients[client], number)
-        if not result.finite:
-            lost.append(client)
-            continue
-        mean.add(result.vector, method.weight(sizes[client]))
-        losses.append(result.loss * sizes[client])
-    if not losses:
-        raise UserError(f"federate: every client of round {number} diverged; lower federate.lr={config.federate.lr}")
-    loss = sum(losses) / sum(sizes[client] for client in trained if client not in lost)
-    return method.server_step(vector, mean.mean(vector.dtype)), loss, lost
+class _Stage:
+    """The rounds of one run, with what they report and save."""
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        counters: dict[str, Tensor],
+        judged: ClientStore,
+        manifest: Manifest,
+        train: ClientStore,
+        folder: Path,
+        session: Session,
+        reporter: Reporter,
+    ) -> None:
+        self.config, self.engine, self.counters, self.judged = config, engine, counters, judged
+        self.class_names, self.folder, self.session, self.reporter = manifest.class_names, folder, session, reporter
+        self.counts = np.bincount(train.labels, minlength=len(manifest.class_names)).tolist()
+        self.diverged: list[str] = []
+        self.clients = self.steps = 0
+        self.seconds = 0.0
+
+    def carry_out(self) -> dict[str, Any]:
+        """All rounds from the last saved one on, and the final files."""
+        settings, engine, rounds = self.config.federate, self.engine, self.config.federate.rounds
+        finished = self._resume()
+        log = MetricsLog(self.folder, finished, settings.tensorboard, engine.mesh.is_main)
+        evaluation: Evaluation | None = None
+        with self.reporter.task("federate", rounds, "rounds") as task:
+            task.advance(finished)
+            for number in range(finished + 1, rounds + 1):
+                result = self._round(number)
+                due = number % self.config.eval.every == 0 or number == rounds
+                if due:
+                    evaluation = self.evaluate()
+                log.write(self._row(number, result, evaluation if due else None))
+                stopping = engine.mesh.any(self.session.stop_requested)
+                if number % settings.checkpoint_every == 0 or number == rounds or stopping:
+                    save_round(self.folder, number, engine)
+                self._show(task, result, evaluation)
+                if stopping and number < rounds:
+                    raise Stopped(f"federate: stopped after round {number} of {rounds}")
+        log.close()
+        return self._close(evaluation or self.evaluate())
+
+    def _round(self, number: int) -> RoundResult:
+        try:
+            result = self.engine.round(number)
+        except OutOfMemory as error:
+            raise UserError(f"{error}; round {number - 1} is saved") from None
+        if result is None:
+            if self._saved() < number - 1:
+                save_round(self.folder, number - 1, self.engine)
+            raise Stopped(
+                f"federate: stopped in round {number}; {number - 1} of {self.config.federate.rounds} are saved"
+            )
+        self.diverged += [f"client {client} in round {number}" for client in result.diverged]
+        self.clients += result.clients
+        self.steps += result.steps
+        self.seconds += result.seconds
+        return result
+
+    def _saved(self) -> int:
+        found = checkpoints.newest(self.folder, "round")
+        return found[0] if found else 0
+
+    def _resume(self) -> int:
+        """The last saved round, which the engine goes on from; 0 when there is none."""
+        found = newest_round(self.folder, self.engine.host.whole_layout.describe())
+        if found is None:
+            return 0
+        number, vectors = found
+        restore(self.engine, vectors)
+        self.reporter.say(f"federate: resuming after round {number} of {self.config.federate.rounds}")
+        return number
+
+    def evaluate(self) -> Evaluation:
+        """The global model on every image of the split, each rank on its part."""
+        engine, mesh = self.engine, self.engine.mesh
+        engine.host.load(engine.server.vector)
+        part = rows_of(len(self.judged.labels), mesh.client_index, mesh.clients)
+        return evaluate(
+            engine.host.model, self.judged, self.class_names, self.counts, self.config, part, mesh.sum_over_clients
+        )
+
+    def _row(self, number: int, result: RoundResult, evaluation: Evaluation | None) -> dict[str, Any]:
+        return {
+            "round": number,
+            "loss": result.loss,
+            "diverged": len(result.diverged),
+            **(evaluation.scores() if evaluation else {}),
+            "clients_per_second": result.clients / result.seconds,
+            "imbalance": result.imbalance,
+            "seconds": result.seconds,
+        }
+
+    def _show(self, task: Task, result: RoundResult, evaluation: Evaluation | None) -> None:
+        accuracy = f"all {evaluation.all:.1f}, " if evaluation else ""
+        task.advance(note=f"{accuracy}{result.clients / result.seconds:,.1f} clients/s")
+
+    def _close(self, evaluation: Evaluation) -> dict[str, Any]:
+        host = self.engine.host
+        whole = host.whole_of(self.engine.server.vector)
+        if self.engine.mesh.is_main:
+            save_tensors(self.counters | host.whole_layout.views(whole), self.folder / "model.safetensors")
+            files.write_json(self.folder / "evaluation.json", evaluation.to_dict())
+        if self.diverged:
+            named = ", ".join(self.diverged[:5])
+            self.reporter.say(f"federate: {len(self.diverged)} diverged client(s) left out of the mean: {named}")
+        if self.seconds:
+            self.reporter.say(
+                f"federate: {self.clients / self.seconds:,.1f} clients/s, "
+                f"{self.steps / self.seconds:,.0f} client steps/s"
+            )
+        return {"rounds": self.config.federate.rounds, **evaluation.scores(), "diverged": self.diverged}
 
 
-def _partition(config: Config, train: ClientStore, folder: Path, session: Session) -> Partition:
+def _open_data(config: Config, mesh: Mesh, reporter: Reporter) -> tuple[Manifest, ClientStore, ClientStore]:
+    """The shards and stores; the main rank builds what is missing before the others look."""
+
+    def opened() -> tuple[Manifest, ClientStore, ClientStore]:
+        manifest = ensure_shards(config.data, reporter)
+        size, limit = config.data.image_size, config.data.max_corrupt
+        train = open_store(manifest, "train", size, reporter, limit)
+        return manifest, train, open_store(manifest, config.eval.split, size, reporter, limit)
+
+    if mesh.is_main:
+        found = opened()
+    mesh.barrier("the data")
+    return found if mesh.is_main else opened()
+
+
+def _partition(config: Config, train: ClientStore, folder: Path, mesh: Mesh, reporter: Reporter) -> Partition:
     classes = len(train.class_names)
     partition = make_partition(train.labels, classes, config.data.partition, config.seed, keys=train.keys)
-    if partition.note:
-        session.reporter.say(f"partition: {partition.note}")
-    partition.save(folder / "partition.json", keys=train.keys)
+    if mesh.is_main:
+        if partition.note:
+            reporter.say(f"partition: {partition.note}")
+        partition.save(folder / "partition.json", keys=train.keys)
     return partition
-
-
-def _resume(folder: Path, vector: Tensor) -> tuple[int, Tensor]:
-    """The last saved round and its vector (0 and the given one when there is none); later metrics rows are dropped."""
-    found = checkpoints.newest(folder, "round")
-    finished = found[0] if found else 0
-    rows = [row for row in files.read_jsonl(folder / "metrics.jsonl") if row["round"] <= finished]
-    files.write_jsonl(folder / "metrics.jsonl", rows)
-    if found is None:
-        return 0, vector
-    saved = load_file(found[1] / "state.safetensors")["vector"]
-    return finished, saved.to(vector)

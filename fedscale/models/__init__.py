@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fedscale import files
 from fedscale.config.schema import Config, ModelConfig
 from fedscale.models.resnet import Classifier, ResNet8, ResNet50
 from fedscale.rng import derive
 
-__all__ = ["Classifier", "ResNet8", "ResNet50", "build_model", "initial_model", "save_weights"]
+__all__ = ["Classifier", "ResNet8", "ResNet50", "build_model", "initial_model", "save_tensors", "save_weights"]
 
 
 def build_model(config: ModelConfig, num_classes: int) -> Classifier:
@@ -34,5 +34,10 @@ def initial_model(config: Config, num_classes: int) -> Classifier:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Publish a model's state as safetensors, every tensor contiguous and on the CPU."""
+    save_tensors(model.state_dict(), path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Publish tensors by name as safetensors, every one contiguous and on the CPU."""
     with files.published(path) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fedscale.models.pointwise import PointwiseConv2d
+
 
 class Classifier(nn.Module):
     """A body, images [B, 3, H, W] to features [B, feature_dim], and `classifier`, features to logits [B, classes]."""
@@ -29,7 +31,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
-            convolution = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+            convolution = PointwiseConv2d(in_channels, channels, 1, stride, bias=False)
             self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(channels))
         self.relu = nn.ReLU(inplace=True)
 

@@ -1,5 +1,20 @@
-"""How a client's local training is executed. `loop` is the reference that every other backend must agree with."""
+"""How clients' local training is executed: `loop`, `batched`, `graph`, and `auto`, which times them and picks.
 
-from fedscale.federated.backends.loop import ClientResult, LoopBackend
+They share `trainer`, the steps themselves, and must agree with one another and with a plain float64 reference.
+"""
 
-__all__ = ["ClientResult", "LoopBackend"]
+from fedscale.federated.backends.base import Backend, Interrupted, OutOfMemory, RoundStart, Trained
+from fedscale.federated.backends.batched import BatchedBackend
+from fedscale.federated.backends.loop import LoopBackend
+from fedscale.federated.backends.trainer import LaneTrainer
+
+__all__ = [
+    "Backend",
+    "BatchedBackend",
+    "Interrupted",
+    "LaneTrainer",
+    "LoopBackend",
+    "OutOfMemory",
+    "RoundStart",
+    "Trained",
+]

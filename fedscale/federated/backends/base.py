@@ -1,0 +1,56 @@
+"""What a backend is given and what it gives: a group's plan in, its clients' models out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from fedscale.federated.lanes.state import LaneState
+from fedscale.federated.plan import GroupPlan
+
+
+class Interrupted(Exception):
+    """A stop was asked for in the middle of a round; what the round has done so far is thrown away."""
+
+
+class OutOfMemory(Exception):
+    """Memory ran out where fewer lanes would change bits that are promised; the text says what to do."""
+
+
+class ClientRows(Protocol):
+    """Where clients' own vectors are kept between rounds."""
+
+    def read(self, client: int, role: str, out: Tensor) -> None:
+        """Fill `out` with the client's vector; zeros before its first round."""
+
+
+@dataclass(frozen=True)
+class RoundStart:
+    """What every client of a round starts from."""
+
+    vector: Tensor  # the global vector [size]
+    broadcast: Mapping[str, Tensor] = field(default_factory=dict)  # server vectors that the method sends along
+    clients: ClientRows | None = None
+    interrupted: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Lanes that have trained: valid until the backend goes on."""
+
+    plan: GroupPlan
+    state: LaneState
+    losses: Tensor  # float64 [L]: each client's mean loss over its steps
+
+
+class Backend(Protocol):
+    """How clients' local training is executed."""
+
+    name: str
+    lanes: int  # clients of the widest group
+
+    def train(self, start: RoundStart, plan: GroupPlan) -> Iterator[Trained]:
+        """Train a group's clients; some at a time, or all. Raises Interrupted."""

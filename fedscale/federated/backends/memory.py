@@ -1,0 +1,44 @@
+"""How much memory there is, what lanes take of it, and how running out of it is recognised."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from fedscale.config.schema import FederateConfig
+from fedscale.federated.flat import FlatLayout
+from fedscale.federated.methods import Method
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device; of a CPU, what the system can give without swapping, within the cgroup's limit."""
+    if device.type == "cuda":
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def lane_bytes(layout: FlatLayout, method: Method, settings: FederateConfig, itemsize: int) -> int:
+    """Bytes of one lane: its model, a backward pass's gradients, the method's roles, momentum."""
+    vectors = 1 + len(method.roles) + (settings.momentum > 0)
+    return itemsize * (layout.size + vectors * layout.num_parameters)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the CPU's allocator gave up."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )

@@ -1,0 +1,226 @@
+"""One round, start to end: cohort → groups → placement → local training → one sum → the server's update.
+
+Every rank runs the same lines and holds the same plan; which rank trains which group is the only thing that depends
+on how many there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedscale.config.schema import Config
+from fedscale.distributed.mesh import Mesh
+from fedscale.errors import UserError
+from fedscale.federated.aggregation import check_used
+from fedscale.federated.backends import Backend, Interrupted, RoundStart, Trained
+from fedscale.federated.client_state import ClientStates
+from fedscale.federated.cohort import CostModel, by_steps, groups_of, placement, sample_cohort
+from fedscale.federated.data import RoundData
+from fedscale.federated.flat import ModelHost
+from fedscale.federated.methods import Method
+from fedscale.federated.plan import GroupPlan, local_steps, plan_group
+from fedscale.federated.server import RoundSum, ServerState
+
+TRAINED, DIVERGED = 1.0, 2.0  # a client's status in the report
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round did, the same on every rank."""
+
+    loss: float  # of the clients that count, weighted by samples
+    clients: int  # that trained
+    diverged: list[int]
+    steps: int
+    seconds: float  # this rank's wall time
+    imbalance: float  # the busiest rank's seconds of training over the mean
+
+
+@dataclass
+class Engine:
+    """The state of a federated run, and its rounds."""
+
+    config: Config
+    method: Method
+    backend: Backend
+    data: RoundData
+    clients: Sequence[np.ndarray]  # each client's rows of the store
+    host: ModelHost
+    server: ServerState
+    mesh: Mesh
+    states: ClientStates | None = None
+    interrupted: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        self.layout = self.host.layout
+        self.costs = CostModel()
+        self._sum: RoundSum | None = None
+
+    def cohort(self, number: int) -> list[int]:
+        """The round's clients that have samples, the largest first."""
+        settings = self.config.federate
+        drawn = sample_cohort(self.config.seed, number, len(self.clients), settings.clients_per_round)
+        held = [client for client in drawn if len(self.clients[client])]
+        return by_steps(held, [len(self.clients[client]) for client in held])
+
+    def plan(self, number: int, clients: Sequence[int]) -> GroupPlan:
+        """The plan of a group of clients in a round."""
+        settings = self.config.federate
+        samples = [self.clients[client] for client in clients]
+        return plan_group(self.config.seed, number, clients, samples, settings.batch_size, settings.local_epochs)
+
+    @torch.no_grad()
+    def round(self, number: int) -> RoundResult | None:
+        """Carry out round `number`; None when it was interrupted on any rank, and nothing has changed.
+
+        Raises UserError when every client diverged, RankLost when a rank is gone.
+        """
+        began = time.perf_counter()
+        cohort = self.cohort(number)
+        if not cohort:
+            return RoundResult(0.0, 0, [], 0, time.perf_counter() - began, 1.0)
+        groups = groups_of(cohort, self.backend.lanes)
+        report = _Report(len(cohort), len(groups), self.mesh.clients)
+        total = self._fresh_sum(report.size)
+        weights = torch.tensor([self.method.weight(len(self.clients[c])) for c in cohort], dtype=torch.float64)
+        weights /= weights.sum()
+        placed = placement([self.costs.cost(self._steps(group)) for group in groups], self.mesh.clients)
+        try:
+            self._train(number, cohort, groups, placed[self.mesh.client_index], weights, total, report)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            batch = self.config.federate.batch_size
+            raise UserError(
+                f"federate.batch_size={batch}: a client's last batch is one image, of which batch norm cannot take "
+                "statistics; choose another batch size, or a model with group norm"
+            ) from None
+        except Interrupted:
+            report.interrupted[self.mesh.client_index] = 1.0
+        report.used[self.mesh.client_index] = getattr(total.accumulator, "used", 0.0)
+        total.fill_report(report.numbers)
+
+        self.mesh.barrier(f"round {number}")
+        sections = self.server.collect(total)
+        report = report.of(total.report())
+        if report.interrupted.any():
+            if self.states:
+                self.states.discard()
+            return None
+        check_used(float(report.used.sum()), self.config.federate.aggregate.fraction_bits)
+        return self._finish(number, cohort, groups, placed, weights, total, sections, report, began)
+
+    def _fresh_sum(self, report: int) -> RoundSum:
+        size = self._sum.means + report if self._sum else -1
+        if self._sum is None or len(self._sum.accumulator.vector) != size:
+            uploads = len(self.method.uploads)
+            self._sum = RoundSum(
+                self.layout, self.mesh, uploads, report, self.config.federate.aggregate, self.server.vector
+            )
+        self._sum.reset()
+        return self._sum
+
+    def _steps(self, group: Sequence[int]) -> int:
+        settings = self.config.federate
+        return sum(
+            local_steps(len(self.clients[client]), settings.batch_size, settings.local_epochs) for client in group
+        )
+
+    def _train(
+        self,
+        number: int,
+        cohort: list[int],
+        groups: list[list[int]],
+        own: list[int],
+        weights: Tensor,
+        total: RoundSum,
+        report: _Report,
+    ) -> None:
+        """Train this rank's groups into the sum."""
+        position = {client: index for index, client in enumerate(cohort)}
+        start = RoundStart(self.server.vector, self.server.broadcast(), self.states, self.interrupted)
+        plan = self.plan(number, groups[own[0]]) if own else None
+        for turn, group in enumerate(own):
+            began, present = time.perf_counter(), plan
+            assert present is not None
+            plan = self.plan(number, groups[own[turn + 1]]) if turn + 1 < len(own) else None
+            staged = False
+            for trained in self.backend.train(start, present):
+                if not staged:  # what comes next is fetched while the present group is added up, or trains on
+                    self.data.prefetch(plan)
+                    if self.states and plan:
+                        self.states.prefetch(plan.clients)
+                    staged = True
+                places = [position[client] for client in trained.plan.clients]
+                finite = total.add(trained, self.method.uploads, start.vector, weights[places], 1 / len(cohort))
+                report.losses[places] = torch.where(finite, trained.losses.cpu(), 0.0)
+                report.status[places] = torch.where(finite, TRAINED, DIVERGED).to(torch.float64)
+                self._keep(trained, finite)
+            report.seconds[group] = time.perf_counter() - began
+
+    def _keep(self, trained: Trained, finite: Tensor) -> None:
+        """Write what clients keep; a diverged one keeps what it had."""
+        if not self.states:
+            return
+        row = self.server.vector.new_zeros(self.layout.num_parameters)
+        for role in self.method.client_state:
+            for lane, client in enumerate(trained.plan.clients):
+                if finite[lane]:
+                    self.states.write(client, role, trained.state.roles[role].lane(lane, row))
+
+    def _finish(
+        self,
+        number: int,
+        cohort: list[int],
+        groups: list[list[int]],
+        placed: list[list[int]],
+        weights: Tensor,
+        total: RoundSum,
+        sections: list[Tensor],
+        report: _Report,
+        began: float,
+    ) -> RoundResult:
+        settings = self.config.federate
+        counts = report.status == TRAINED
+        if not counts.any():
+            if self.states:
+                self.states.discard()
+            raise UserError(f"federate: every client of round {number} diverged; lower federate.lr={settings.lr}")
+        share = float(weights[counts].sum())
+        participation = float(counts.sum()) / len(self.clients)
+        self.server.step(total, sections, share, float(counts.sum()) / len(cohort), participation, number)
+        if self.states:
+            self.states.commit([e for written in self.mesh.gather_in_column(self.states.pending()) for e in written])
+        steps = [self._steps(group) for group in groups]
+        self.costs.observe(steps, report.seconds.tolist())
+        busy = [sum(float(report.seconds[group]) for group in own) for own in placed]
+        sizes = torch.tensor([float(len(self.clients[client])) for client in cohort], dtype=torch.float64)
+        return RoundResult(
+            loss=float((report.losses * sizes)[counts].sum() / sizes[counts].sum()),
+            clients=len(cohort),
+            diverged=[client for client, status in zip(cohort, report.status, strict=True) if status == DIVERGED],
+            steps=sum(steps),
+            seconds=time.perf_counter() - began,
+            imbalance=max(busy) * len(busy) / max(sum(busy), 1e-9),
+        )
+
+
+class _Report:
+    """Numbers that every rank fills in for its own clients and groups, as views of one float64 vector."""
+
+    def __init__(self, cohort: int, groups: int, ranks: int, numbers: Tensor | None = None) -> None:
+        self._sizes = (cohort, groups, ranks)
+        self.size = 2 * cohort + groups + 2 * ranks
+        self.numbers = torch.zeros(self.size, dtype=torch.float64) if numbers is None else numbers
+        parts = self.numbers.split([cohort, cohort, groups, ranks, ranks])
+        self.losses, self.status, self.seconds, self.used, self.interrupted = parts
+
+    def of(self, numbers: Tensor) -> _Report:
+        """The same views of another vector."""
+        return _Report(*self._sizes, numbers)

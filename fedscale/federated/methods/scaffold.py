@@ -1,0 +1,41 @@
+"""SCAFFOLD. Karimireddy et al., Stochastic Controlled Averaging for Federated Learning, ICML 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedscale.federated.lanes.state import Blocks, LaneView
+from fedscale.federated.methods.base import Method, Server
+
+
+class Scaffold(Method):
+    """Client gradients are corrected by c − c_i; the controls are renewed by option II (Algorithm 1, equation 4)."""
+
+    name = "scaffold"
+    citation = "Karimireddy et al., ICML 2020, arXiv:1910.06378"
+    extra_cost = "client: one vector operation a step, a control kept; upload and download: twice the model"
+    roles = ("start", "control", "drift", "change")
+    client_state = ("control",)
+    uploads = ("change",)
+    server_state = ("control",)
+    broadcast = ("control",)
+
+    def init(self, lanes: LaneView, server: Mapping[str, Blocks]) -> None:
+        for drift, c in zip(lanes["drift"], server["control"], strict=True):
+            drift.copy_(c.expand_as(drift))
+        lanes["drift"].sub_(lanes["control"])
+
+    def adjust(self, lanes: LaneView, gradients: Blocks) -> None:
+        gradients.add_(lanes["drift"])
+
+    def final(self, lanes: LaneView, steps: Tensor) -> None:
+        # c_i⁺ = c_i − c + (x − y_i) / (K·lr), where c_i − c = −drift
+        renewed = lanes["start"].sub_(lanes.parameters).div_lanes_(steps * self.config.lr).sub_(lanes["drift"])
+        lanes["change"].copy_(renewed).sub_(lanes["control"])
+        lanes["control"].copy_(renewed)
+
+    def server_step(self, server: Server, mean: Tensor, uploads: Mapping[str, Tensor]) -> Tensor:
+        server.state["control"].add_(uploads["change"], alpha=server.participation)
+        return server.vector + self.config.server.lr * (mean - server.vector)

@@ -1,0 +1,225 @@
+"""From a config to an engine: the data on its device, the backend, the clients' state, and what is recorded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedscale import files
+from fedscale.config.schema import Config
+from fedscale.data.store import ClientStore
+from fedscale.distributed.mesh import Mesh
+from fedscale.errors import UserError
+from fedscale.federated.backends import RoundStart
+from fedscale.federated.backends.choose import Choice, Workshop, cached_choice, described
+from fedscale.federated.backends.memory import free_bytes
+from fedscale.federated.checkpoint import kept_tables, newest_table
+from fedscale.federated.client_state import ClientStates, next_launch
+from fedscale.federated.data import RoundData
+from fedscale.federated.engine import Engine
+from fedscale.federated.flat import FlatLayout, FlatModel
+from fedscale.federated.methods import METHODS, Method
+from fedscale.federated.plan import local_steps
+from fedscale.federated.server import ServerState
+
+PINNED = ("torch", "device", "threads")  # of `backend.json`, what exact mode's bits depend on beside the config
+
+
+def build_engine(
+    config: Config,
+    model: nn.Module,
+    data: RoundData,
+    clients: Sequence[np.ndarray],
+    mesh: Mesh,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Engine:
+    """The engine that trains `model` (on its device) on the clients' rows of `data`; `folder` keeps what is recorded.
+
+    Raises UserError for lanes that do not fit, and for a run that was begun on other software in exact mode.
+    """
+    settings = config.federate
+    method = METHODS[settings.method](settings)
+    if settings.shard > 1:
+        engine = _sharded_engine(config, model, data, clients, mesh, method, say)
+    else:
+        engine = _whole_engine(config, model, data, clients, mesh, method, folder, say)
+    if method.client_state:
+        assert folder is not None, f"{method.name} keeps client state; it needs a folder"
+        engine.states = _client_states(engine, folder, say)
+    return engine
+
+
+def _whole_engine(
+    config: Config,
+    model: nn.Module,
+    data: RoundData,
+    clients: Sequence[np.ndarray],
+    mesh: Mesh,
+    method: Method,
+    folder: Path | None,
+    say: Callable[[str], None],
+) -> Engine:
+    """Each rank holds whole models; the backend is the config's, or chosen by trial on the main rank."""
+    settings, flat = config.federate, FlatModel(model.to(mesh.device))
+    held = [len(rows) for rows in clients]
+    most = min(settings.clients_per_round, len(clients))
+    workshop = Workshop(flat.model, flat.layout, flat.vector, method, settings, data, most, say)
+    server = ServerState(flat.layout, method, mesh, flat.vector.clone())
+    engine = Engine(config, method, None, data, clients, flat, server, mesh)  # type: ignore[arg-type]
+    choice = mesh.broadcast_object(_choice(engine, workshop, held, folder) if mesh.is_main else None)
+    engine.backend = workshop.make(choice.backend, choice.lanes)
+    say(described(choice))
+    return engine
+
+
+def _sharded_engine(
+    config: Config,
+    model: nn.Module,
+    data: RoundData,
+    clients: Sequence[np.ndarray],
+    mesh: Mesh,
+    method: Method,
+    say: Callable[[str], None],
+) -> Engine:
+    """Each rank holds its slice of a client's model, cut by FSDP2."""
+    from fedscale.federated.sharded import ShardedBackend, ShardedModel  # only here: FSDP2 takes a second to import
+
+    layout = FlatLayout.of(model)
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        whole = torch.zeros(layout.size, dtype=next(model.parameters()).dtype)
+        for name, view in layout.views(whole).items():
+            view.copy_(state[name])
+    sharded = ShardedModel(model, mesh)
+    vector = sharded.slice_of(whole).to(mesh.device)
+    backend = ShardedBackend(sharded, vector, method, config.federate, data)
+    server = ServerState(sharded.layout, method, mesh, vector)
+    say(
+        f"federate: a client's model on {mesh.shard} ranks, {sharded.num_bytes / 2**20:.1f} MiB of parameters each, "
+        f"{mesh.clients} clients at once"
+    )
+    return Engine(config, method, backend, data, clients, sharded, server, mesh)
+
+
+def _choice(engine: Engine, workshop: Workshop, held: list[int], folder: Path | None) -> Choice:
+    """The backend of this run: as pinned by the config, as chosen before, or by trial."""
+    settings, record = workshop.settings, folder / "backend.json" if folder else None
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "device": str(workshop.like.device.type),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "exact": settings.aggregate.exact,
+    }
+    if record and record.exists():
+        saved = files.read_json(record)
+        changed = [name for name in PINNED if saved.get(name) != facts[name]]
+        differing = [f"{name} was {saved.get(name)}, is {facts[name]}" for name in changed]
+        if differing and settings.aggregate.exact:
+            raise UserError(
+                f"{record}: begun with other arithmetic ({'; '.join(differing)}), which federate.aggregate.exact does "
+                "not admit; resume it as it was begun, or choose another name="
+            )
+        return Choice(saved["backend"], saved["lanes"], saved["seconds"])
+    if settings.backend == "loop":
+        choice = Choice("loop", 1, {})
+    elif settings.backend != "auto" and settings.lanes:
+        choice = Choice(settings.backend, settings.lanes, {})
+    else:
+        steps = sum(local_steps(size, settings.batch_size, settings.local_epochs) for size in held if size) / len(held)
+        total = steps * settings.rounds * settings.clients_per_round / engine.mesh.clients
+        start = _trial_start(engine)
+        choice = cached_choice(workshop, lambda: workshop.choose(lambda k: _trial_plan(engine, held, k), start, total))
+    if record:
+        files.write_json(record, asdict(choice) | facts)
+    return choice
+
+
+def _trial_start(engine: Engine) -> RoundStart:
+    class Zeros:
+        def read(self, client: int, role: str, out: torch.Tensor) -> None:
+            out.zero_()
+
+    return RoundStart(engine.server.vector.clone(), engine.server.broadcast_zeros(), Zeros())
+
+
+def _trial_plan(engine: Engine, held: list[int], lanes: int) -> Any:
+    """A group of `lanes` clients as round 1 has them."""
+    cohort = engine.cohort(1) or [int(np.argmax(held))]
+    return engine.plan(1, sorted((cohort * lanes)[:lanes], key=lambda client: -held[client]))
+
+
+def _client_states(engine: Engine, folder: Path, say: Callable[[str], None]) -> ClientStates:
+    mesh, settings = engine.mesh, engine.config.federate
+    where = folder / "clients" if mesh.shard == 1 else folder / "clients" / f"{mesh.shard_index}-of-{mesh.shard}"
+    launch = max(mesh.gather_objects(next_launch(where)))
+    states = ClientStates(
+        where,
+        engine.method.client_state,
+        len(engine.clients),
+        engine.layout.num_parameters,
+        engine.server.vector.dtype,
+        launch,
+        mesh.client_index,
+        newest_table(folder, mesh),
+    )
+    states.kept(kept_tables(folder, mesh))
+    mesh.barrier("the clients' state")
+    if mesh.client_index == 0:
+        states.collect_garbage()
+    most = states.expected_bytes(settings.clients_per_round, settings.checkpoint_every)
+    say(
+        f"federate: {engine.method.name} keeps {', '.join(engine.method.client_state)} of {len(engine.clients):,} "
+        f"clients in {where}: {most / 2**30:.2f} GiB at most"
+    )
+    return states
+
+
+def open_round_data(config: Config, store: ClientStore, device: torch.device, say: Callable[[str], None]) -> RoundData:
+    """The store's images for rounds: on the device where they fit, else staged group by group.
+
+    Raises UserError when `federate.store=resident` does not fit.
+    """
+    settings, data = config.federate, config.data
+    images = np.asarray(store.images)
+    resident = settings.store != "mapped"
+    if resident and device.type == "cuda":
+        free = free_bytes(device) * settings.memory
+        if images.nbytes > free:
+            if settings.store == "resident":
+                raise UserError(
+                    f"federate.store=resident: the images take {images.nbytes / 2**30:.1f} GiB, expected at most "
+                    f"{free / 2**30:.1f} GiB (federate.memory={settings.memory}); use federate.store=mapped"
+                )
+            say(f"federate: {images.nbytes / 2**30:.1f} GiB of images stay on disk and are staged group by group")
+            resident = False
+    return RoundData(images, store.labels, device, data.mean, data.std, settings.augment, resident)
+
+
+def pinned_arithmetic(config: Config, device: torch.device) -> ExitStack:
+    """Within the context torch computes as `federate.precision` and `federate.aggregate.exact` say."""
+    stack, settings = ExitStack(), config.federate
+    if device.type == "cuda":
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        tf32 = settings.precision != "fp32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
+        def restore() -> None:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+        stack.callback(restore)
+    if settings.aggregate.exact:
+        if device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode asks for
+        stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        torch.use_deterministic_algorithms(True)
+    return stack

@@ -1,0 +1,263 @@
+"""Clients larger than a device: one client's model cut over the ranks of a shard row by FSDP2.
+
+Each rank of a row trains on its part of the client's batch, holds its slice of every parameter, and adds up and updates
+that slice alone. Batch norm takes the statistics of the whole batch. What comes out is what one rank would get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from fedscale.config.schema import FederateConfig
+from fedscale.distributed.mesh import Mesh
+from fedscale.federated.backends.base import Interrupted, RoundStart, Trained
+from fedscale.federated.backends.trainer import broadcast_blocks, fill_roles
+from fedscale.federated.data import RoundData
+from fedscale.federated.flat import Entry, FlatLayout, placed
+from fedscale.federated.lanes.state import Blocks, LaneState, LaneView
+from fedscale.federated.methods import Method
+from fedscale.federated.plan import GroupPlan
+
+
+class ShardedModel:
+    """`model` cut over the mesh's shard axis; its slice's layout, and how slices and whole vectors become each other.
+
+    Dimension 0 of a parameter is dealt out in equal contiguous pieces, as FSDP2 does it; statistics are on every rank.
+    """
+
+    def __init__(self, model: nn.Module, mesh: Mesh) -> None:
+        self.whole_layout, self.mesh = FlatLayout.of(model), mesh
+        self._counters = [(b, b.clone()) for b in model.buffers() if not b.is_floating_point()]
+        row = mesh.device_mesh["shard"]
+        _synchronise_batch_norms(model, row.get_group())
+        units = [child for child in model.children() if any(True for _ in child.parameters())]
+        for unit in units:
+            fully_shard(unit, mesh=row)
+        fully_shard(model, mesh=row)
+        self.model = model
+        trained = dict(model.named_parameters())
+        assert all(isinstance(p, DTensor) for p in trained.values()), "fully_shard left a parameter whole"
+        self.parameters = {e.name: cast(DTensor, trained[e.name]) for e in self.whole_layout.parameters}
+        buffers = dict(model.named_buffers())
+        self.statistics = {e.name: buffers[e.name] for e in self.whole_layout.statistics}
+        parameters, size = placed({name: p.to_local() for name, p in self.parameters.items()}, 0)
+        statistics, total = placed(self.statistics, size)
+        self.layout = FlatLayout(parameters, statistics, size, total)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the parameters that this rank holds between steps."""
+        return sum(p.to_local().numel() * p.to_local().element_size() for p in self.parameters.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """This rank's slices of the parameters, and the statistics, as the model computes with them."""
+        return {name: p.to_local() for name, p in self.parameters.items()} | self.statistics
+
+    @torch.no_grad()
+    def load(self, vector: Tensor) -> None:
+        """Make the model's state equal to this rank's `vector` (of `layout`)."""
+        own = self.tensors()
+        for name, value in self.layout.views(vector).items():
+            own[name].copy_(value)
+        for counter, initial in self._counters:
+            counter.copy_(initial)
+
+    @torch.no_grad()
+    def slice_of(self, whole: Tensor) -> Tensor:
+        """This rank's slice of a vector of `whole_layout` (or of its parameters alone)."""
+        parameters_only = len(whole) == self.whole_layout.num_parameters
+        own = whole.new_zeros(self.layout.num_parameters if parameters_only else self.layout.size)
+        pairs = zip(self.whole_layout.parameters, self.layout.parameters, strict=True)
+        for entry, piece in pairs:
+            begin = entry.offset + self._first(entry)
+            own[piece.offset : piece.offset + piece.numel] = whole[begin : begin + piece.numel]
+        if not parameters_only:
+            own[self.layout.num_parameters :] = whole[self.whole_layout.num_parameters :]
+        return own
+
+    @torch.no_grad()
+    def whole_of(self, own: Tensor) -> Tensor:
+        """The inverse, on the CPU; every rank of the row must ask for it. One parameter is gathered at a time."""
+        parameters_only = len(own) == self.layout.num_parameters
+        layout = self.whole_layout
+        whole = torch.zeros(layout.num_parameters if parameters_only else layout.size, dtype=own.dtype)
+        for entry, piece in zip(layout.parameters, self.layout.parameters, strict=True):
+            rows = self._rows(entry)
+            padded = own.new_zeros(rows * (entry.numel // max(1, entry.shape[0])))
+            padded[: piece.numel] = own[piece.offset : piece.offset + piece.numel]
+            pieces = self.mesh.gather_over_shard(padded)
+            whole[entry.offset : entry.offset + entry.numel] = pieces[: entry.numel].cpu()
+        if not parameters_only:
+            whole[layout.num_parameters :] = own[self.layout.num_parameters :].cpu()
+        return whole
+
+    def _rows(self, entry: Entry) -> int:
+        return -(-entry.shape[0] // self.mesh.shard)
+
+    def _first(self, entry: Entry) -> int:
+        """Where this rank's piece begins inside the entry, in elements."""
+        rows = min(self._rows(entry) * self.mesh.shard_index, entry.shape[0])
+        return rows * (entry.numel // max(1, entry.shape[0]))
+
+
+class ShardedBackend:
+    """One client after another, each on all ranks of the row."""
+
+    name = "sharded"
+    lanes = 1
+
+    def __init__(
+        self, sharded: ShardedModel, like: Tensor, method: Method, settings: FederateConfig, data: RoundData
+    ) -> None:
+        self.sharded, self.method, self.settings, self.data = sharded, method, settings, data
+        roles = {*method.roles, *(["momentum"] if settings.momentum else [])}
+        self.state = LaneState(sharded.layout, 1, like, sorted(roles))
+        self._view = _SliceView(self.state, sharded)
+        self._row = like.new_zeros(sharded.layout.num_parameters)
+
+    def train(self, start: RoundStart, plan: GroupPlan) -> Iterator[Trained]:
+        for lane in range(plan.lanes):
+            yield self._client(start, plan.part(lane, lane + 1))
+
+    @torch.no_grad()
+    def _client(self, start: RoundStart, plan: GroupPlan) -> Trained:
+        staged = self.data.stage(plan)
+        self.sharded.load(start.vector)
+        self.sharded.model.train()
+        fill_roles(self.state, self.method, start, plan, self._row)
+        self.method.init(self._view, broadcast_blocks(self.sharded.layout, start))
+        total = torch.zeros(1, dtype=torch.float64, device=self._row.device)
+        for step in range(plan.steps[0]):
+            # A stop must be the row's: one rank alone would leave the others waiting in the next layer.
+            if self.sharded.mesh.sum_over_shard(torch.tensor([float(start.interrupted())])) > 0:
+                raise Interrupted
+            total += self._step(staged, step, int(plan.counts[step, 0]))
+        steps = torch.tensor(plan.steps, dtype=torch.float64, device=self._row.device)
+        self.method.final(self._view, steps)
+        own = self.sharded.tensors()
+        for name, block in self.state.model.blocks().items():
+            block[0].copy_(own[name])
+        return Trained(plan, self.state, self.sharded.mesh.sum_over_shard(total) / steps)
+
+    def _step(self, staged: Any, step: int, size: int) -> Tensor:
+        """One optimiser step on this rank's part of the batch; returns its share of the batch's mean loss."""
+        mesh, settings, model = self.sharded.mesh, self.settings, self.sharded.model
+        images, labels = self.data.batch(staged, step, 0, 1, size, channels_last=False, dtype=self._row.dtype)
+        mine = torch.arange(mesh.shard_index, size, mesh.shard, device=labels.device)
+        counted = torch.ones(max(1, len(mine)), dtype=self._row.dtype, device=labels.device)
+        if not len(mine):  # FSDP needs every rank in every step: one sample that counts for nothing
+            mine, counted = mine.new_zeros(1), counted.zero_()
+        for module in model.modules():
+            if isinstance(module, RowBatchNorm):
+                module.counted = counted
+        with torch.enable_grad():
+            losses = self.method.loss(model(images[mine, 0])[None], labels[:, mine])[0] * counted
+            # FSDP averages gradients over the row; with this factor that is the gradient of the batch's mean.
+            (losses.sum() * (mesh.shard / size)).backward()
+        gradients = Blocks(self._gradient(p)[None] for p in self.sharded.parameters.values())
+        if self.method.adjusts:
+            self.method.adjust(self._view, gradients)
+        if settings.weight_decay:
+            gradients.add_(self._view.parameters, alpha=settings.weight_decay)
+        if settings.momentum:
+            gradients = self._view["momentum"].mul_(settings.momentum).add_(gradients)
+        self._view.parameters.sub_(gradients, alpha=settings.lr)
+        model.zero_grad(set_to_none=True)
+        return losses.detach().double().sum()[None] / size
+
+    @staticmethod
+    def _gradient(parameter: DTensor) -> Tensor:
+        if parameter.grad is None:
+            return torch.zeros_like(parameter.to_local())
+        return cast(DTensor, parameter.grad).to_local()
+
+
+class _SliceView(LaneView):
+    """A lane whose parameters are the model's own slices."""
+
+    def __init__(self, state: LaneState, sharded: ShardedModel) -> None:
+        super().__init__(state, 0, 1)
+        self._sharded = sharded
+
+    @property
+    def parameters(self) -> Blocks:
+        return Blocks(p.to_local()[None] for p in self._sharded.parameters.values())
+
+    @parameters.setter
+    def parameters(self, blocks: Blocks) -> None:
+        """LaneView sets those of the buffer, which are not what the model computes with."""
+
+
+class RowBatchNorm(nn.Module):
+    """Batch norm over the batch that a row of ranks shares; like nn.SyncBatchNorm, which refuses CPU tensors.
+
+    `counted` [B] is 1 for samples of the batch, and 0 for one that stands in where a rank has none.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        assert norm.momentum is not None and norm.track_running_stats, "only a moving average is supported"
+        self.momentum: float = norm.momentum
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        self._group = group
+        self.counted: Tensor | None = None
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        over = [0, *range(2, x.dim())]
+        counted = torch.ones(len(x), dtype=x.dtype, device=x.device) if self.counted is None else self.counted
+        mask = counted.view(-1, *[1] * (x.dim() - 1))
+        pixels = x[0, 0].numel()
+        sums = torch.cat([(x * mask).sum(over), (counted.sum() * pixels)[None]])
+        sums = _RowSum.apply(sums, self._group)
+        count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        centred = x - mean.view(shape)
+        variance = _RowSum.apply((centred.square() * mask).sum(over), self._group) / count
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+        normal = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.weight is None:
+            return normal
+        return normal * self.weight.view(shape) + self.bias.view(shape)
+
+
+class _RowSum(torch.autograd.Function):
+    """A sum over the row's ranks, whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = value.detach().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+def _synchronise_batch_norms(module: nn.Module, group: dist.ProcessGroup) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, RowBatchNorm(child, group))
+        else:
+            _synchronise_batch_norms(child, group)

@@ -1,0 +1,71 @@
+"""Small engines on random images, in this process or as the ranks of a torchrun."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedscale.config import overlaid
+from fedscale.config.schema import Config
+from fedscale.distributed.mesh import Mesh
+from fedscale.federated.data import RoundData
+from fedscale.federated.engine import Engine
+from fedscale.federated.setup import build_engine
+from fedscale.models.resnet import ResNet8
+
+SIZES = (13, 9, 7, 6, 6, 5, 3, 1)
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def settings(**federate: Any) -> Config:
+    """Three rounds of six clients of eight, one epoch of batches of four."""
+    small = {"rounds": 3, "clients_per_round": 6, "local_epochs": 1, "batch_size": 4, "lr": 0.05, "backend": "loop"}
+    return overlaid(Config(), {"data": {"partition": {"clients": 8}}, "federate": {**small, **federate}})
+
+
+def group_norm_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(1), nn.Linear(32, 3),
+    )  # fmt: skip
+
+
+MODELS = {"resnet8": lambda: ResNet8(3, 4), "group_norm": group_norm_net}
+
+
+def make_engine(
+    config: Config, model: str = "resnet8", mesh: Mesh | None = None, folder: Path | None = None, double: bool = True
+) -> Engine:
+    """An engine on 50 random images of 12 × 12; the same on every rank."""
+    torch.manual_seed(0)
+    net = MODELS[model]()
+    net = net.double() if double else net
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (50, 12, 12, 3), dtype=np.uint8)
+    labels = generator.integers(0, 3, 50)
+    order = generator.permutation(50)
+    clients = np.split(order, np.cumsum(SIZES)[:-1])
+    data = RoundData(images, labels, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, config.federate.augment)
+    return build_engine(config, net, data, clients, mesh or Mesh(), folder)
+
+
+def trained(engine: Engine, rounds: Sequence[int] = (1, 2, 3)) -> torch.Tensor:
+    """The whole global vector after the rounds."""
+    for number in rounds:
+        assert engine.round(number) is not None
+    return engine.host.whole_of(engine.server.vector).clone()
+
+
+def torchrun(ranks: int, script: Path, *words: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a script as `ranks` ranks of one thread each; the repository can be imported from it."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, str(script), *words], capture_output=True, text=True, timeout=seconds, env=environment
+    )
