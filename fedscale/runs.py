@@ -35,6 +35,9 @@ CAPTION_INPUTS = (
     "seed",
 )
 
+# Where and how federation is computed, which leaves its result alone (but for low-order bits: `shard`).
+FEDERATE_ELSEWHERE = ("shard", "store", "memory", "timeout", "checkpoint_every", "tensorboard")
+
 # Inputs whose change adds to a stage's result: more images captioned, embeddings stored beside them.
 GROWING = ("caption.max_images ", "caption.features ", "caption.features.")
 
@@ -146,7 +149,7 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
             "clip": whole["teachers"]["clip"],
         }
     if stage == "federate":
-        federate = {k: v for k, v in whole["federate"].items() if k != "checkpoint_every"}
+        federate = {k: v for k, v in whole["federate"].items() if k not in FEDERATE_ELSEWHERE}
         initial = stage_inputs(config, "pretrain") if config.pretrain.enabled else None
         evaluation = {k: v for k, v in whole["eval"].items() if k != "batch_size"}
         partition = whole["data"]["partition"]

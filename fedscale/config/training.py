@@ -15,7 +15,7 @@ from fedscale.config.checks import require
 class ModelConfig:
     """The compact model f that clients train."""
 
-    name: Literal["resnet8", "resnet50"] = "resnet8"
+    name: Literal["resnet8", "resnet50", "linear", "mlp", "lenet", "simple_cnn"] = "resnet8"
     width: int = 64  # channels of ResNet-8's stem; 64 is the paper's
 
     def __post_init__(self) -> None:

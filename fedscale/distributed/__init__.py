@@ -1,5 +1,6 @@
-"""Stages 1 and 3 on Accelerate: the one factory (`accelerator`), and what a checkpoint holds (`state`).
+"""Several processes. Stages 1 and 3 on Accelerate: `accelerator`, the one factory, and `state`, what checkpoints hold.
 
-The only place that knows of strategies (DDP, FSDP2, DeepSpeed). Importing this package brings in neither accelerate
-nor torch.distributed; `federate` needs none of it.
+Stage 2 on `mesh`, ranks as clients × shard: `launch` reads who they are from any launcher, `meet` brings them together,
+`links` are their groups, `watch` names a rank that is lost. Importing this package brings in neither accelerate nor
+torch.distributed.
 """

@@ -59,7 +59,7 @@ class RoundData:
         if resident and augment == "none" and self._host.numel() <= MOST_FLOATS:
             self._floats = self._normalised(self._host.to(device))
         self._worker = None if resident else ThreadPoolExecutor(1, thread_name_prefix="staging")
-        self._next: tuple[GroupPlan, Future[StagedGroup]] | None = None
+        self._next: tuple[GroupPlan, Future[StagedGroup]] | None = None  # staged, or being staged
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images * self._scale).sub_(self._shift)
@@ -70,7 +70,7 @@ class RoundData:
             self._worker.shutdown(cancel_futures=True)
 
     def prefetch(self, plan: GroupPlan | None) -> None:
-        """Begin to stage the group that trains next; with a resident store there is nothing to do."""
+        """Begin to stage the group that trains next, once the present one is; a resident store needs nothing."""
         if self._worker and plan is not None:
             self._next = plan, self._worker.submit(self._gather, plan)
 

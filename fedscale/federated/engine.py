@@ -19,6 +19,7 @@ from fedscale.distributed.mesh import Mesh
 from fedscale.errors import UserError
 from fedscale.federated.aggregation import check_used
 from fedscale.federated.backends import Backend, Interrupted, RoundStart, Trained
+from fedscale.federated.backends.memory import is_out_of_memory
 from fedscale.federated.client_state import ClientStates
 from fedscale.federated.cohort import CostModel, by_steps, groups_of, placement, sample_cohort
 from fedscale.federated.data import RoundData
@@ -93,14 +94,8 @@ class Engine:
         placed = placement([self.costs.cost(self._steps(group)) for group in groups], self.mesh.clients)
         try:
             self._train(number, cohort, groups, placed[self.mesh.client_index], weights, total, report)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            batch = self.config.federate.batch_size
-            raise UserError(
-                f"federate.batch_size={batch}: a client's last batch is one image, of which batch norm cannot take "
-                "statistics; choose another batch size, or a model with group norm"
-            ) from None
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise self._explained(error) from error
         except Interrupted:
             report.interrupted[self.mesh.client_index] = 1.0
         report.used[self.mesh.client_index] = getattr(total.accumulator, "used", 0.0)
@@ -144,25 +139,40 @@ class Engine:
     ) -> None:
         """Train this rank's groups into the sum."""
         position = {client: index for index, client in enumerate(cohort)}
-        start = RoundStart(self.server.vector, self.server.broadcast(), self.states, self.interrupted)
         plan = self.plan(number, groups[own[0]]) if own else None
+
+        def fetch_next() -> None:
+            self.data.prefetch(plan)
+            if self.states and plan:
+                self.states.prefetch(plan.clients)
+
+        start = RoundStart(self.server.vector, self.server.broadcast(), self.states, self.interrupted, fetch_next)
         for turn, group in enumerate(own):
             began, present = time.perf_counter(), plan
             assert present is not None
             plan = self.plan(number, groups[own[turn + 1]]) if turn + 1 < len(own) else None
-            staged = False
             for trained in self.backend.train(start, present):
-                if not staged:  # what comes next is fetched while the present group is added up, or trains on
-                    self.data.prefetch(plan)
-                    if self.states and plan:
-                        self.states.prefetch(plan.clients)
-                    staged = True
                 places = [position[client] for client in trained.plan.clients]
                 finite = total.add(trained, self.method.uploads, start.vector, weights[places], 1 / len(cohort))
                 report.losses[places] = torch.where(finite, trained.losses.cpu(), 0.0)
                 report.status[places] = torch.where(finite, TRAINED, DIVERGED).to(torch.float64)
                 self._keep(trained, finite)
             report.seconds[group] = time.perf_counter() - began
+
+    def _explained(self, error: Exception) -> Exception:
+        """What a client's training ran into, as a UserError where it is one, or as it is."""
+        batch = self.config.federate.batch_size
+        if "more than 1 value per channel" in str(error):
+            return UserError(
+                f"federate.batch_size={batch}: a client's last batch is one image, of which batch norm cannot take "
+                "statistics; choose another batch size, or a model with group norm"
+            )
+        if is_out_of_memory(error):
+            return UserError(
+                f"federate.batch_size={batch}: out of memory with one client; choose smaller batches, a larger device, "
+                "or federate.shard"
+            )
+        return error
 
     def _keep(self, trained: Trained, finite: Tensor) -> None:
         """Write what clients keep; a diverged one keeps what it had."""

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from fedscale import files
-from fedscale.config.schema import Config
+from fedscale.config.schema import Config, FederateConfig
 from fedscale.data.store import ClientStore
+from fedscale.device import keep_freed_memory
 from fedscale.distributed.mesh import Mesh
 from fedscale.errors import UserError
 from fedscale.federated.backends import RoundStart
@@ -30,7 +31,8 @@ from fedscale.federated.methods import METHODS, Method
 from fedscale.federated.plan import local_steps
 from fedscale.federated.server import ServerState
 
-PINNED = ("torch", "device", "threads")  # of `backend.json`, what exact mode's bits depend on beside the config
+RECORD = "backend.json"
+PINNED = ("torch", "device", "threads")  # what exact mode's bits depend on beside the config
 
 
 def build_engine(
@@ -48,8 +50,12 @@ def build_engine(
     """
     settings = config.federate
     method = METHODS[settings.method](settings)
+    if mesh.device.type == "cpu":
+        keep_freed_memory()
+    if settings.precision != "fp32" and mesh.device.type == "cpu":
+        say(f"federate.precision={settings.precision}: on a CPU clients train in fp32")
     if settings.shard > 1:
-        engine = _sharded_engine(config, model, data, clients, mesh, method, say)
+        engine = _sharded_engine(config, model, data, clients, mesh, method, folder, say)
     else:
         engine = _whole_engine(config, model, data, clients, mesh, method, folder, say)
     if method.client_state:
@@ -88,6 +94,7 @@ def _sharded_engine(
     clients: Sequence[np.ndarray],
     mesh: Mesh,
     method: Method,
+    folder: Path | None,
     say: Callable[[str], None],
 ) -> Engine:
     """Each rank holds its slice of a client's model, cut by FSDP2."""
@@ -99,6 +106,8 @@ def _sharded_engine(
         whole = torch.zeros(layout.size, dtype=next(model.parameters()).dtype)
         for name, view in layout.views(whole).items():
             view.copy_(state[name])
+    if mesh.is_main and _recorded(config.federate, mesh.device, folder) is None:
+        _record(Choice("sharded", 1, {}), config.federate, mesh.device, folder)
     sharded = ShardedModel(model, mesh)
     vector = sharded.slice_of(whole).to(mesh.device)
     backend = ShardedBackend(sharded, vector, method, config.federate, data)
@@ -111,25 +120,10 @@ def _sharded_engine(
 
 
 def _choice(engine: Engine, workshop: Workshop, held: list[int], folder: Path | None) -> Choice:
-    """The backend of this run: as pinned by the config, as chosen before, or by trial."""
-    settings, record = workshop.settings, folder / "backend.json" if folder else None
-    facts: dict[str, Any] = {
-        "torch": torch.__version__,
-        "device": str(workshop.like.device.type),
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "exact": settings.aggregate.exact,
-    }
-    if record and record.exists():
-        saved = files.read_json(record)
-        changed = [name for name in PINNED if saved.get(name) != facts[name]]
-        differing = [f"{name} was {saved.get(name)}, is {facts[name]}" for name in changed]
-        if differing and settings.aggregate.exact:
-            raise UserError(
-                f"{record}: begun with other arithmetic ({'; '.join(differing)}), which federate.aggregate.exact does "
-                "not admit; resume it as it was begun, or choose another name="
-            )
-        return Choice(saved["backend"], saved["lanes"], saved["seconds"])
+    """The backend of this run: as chosen before, as pinned by the config, or by trial."""
+    settings, device = workshop.settings, workshop.like.device
+    if found := _recorded(settings, device, folder):
+        return found
     if settings.backend == "loop":
         choice = Choice("loop", 1, {})
     elif settings.backend != "auto" and settings.lanes:
@@ -139,9 +133,37 @@ def _choice(engine: Engine, workshop: Workshop, held: list[int], folder: Path | 
         total = steps * settings.rounds * settings.clients_per_round / engine.mesh.clients
         start = _trial_start(engine)
         choice = cached_choice(workshop, lambda: workshop.choose(lambda k: _trial_plan(engine, held, k), start, total))
-    if record:
-        files.write_json(record, asdict(choice) | facts)
+    _record(choice, settings, device, folder)
     return choice
+
+
+def _facts(settings: FederateConfig, device: torch.device) -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "exact": settings.aggregate.exact,
+    }
+
+
+def _record(choice: Choice, settings: FederateConfig, device: torch.device, folder: Path | None) -> None:
+    if folder:
+        files.write_json(folder / RECORD, asdict(choice) | _facts(settings, device))
+
+
+def _recorded(settings: FederateConfig, device: torch.device, folder: Path | None) -> Choice | None:
+    """What the run began with. Raises UserError in exact mode when it was with other arithmetic."""
+    if folder is None or not (folder / RECORD).exists():
+        return None
+    saved, facts = files.read_json(folder / RECORD), _facts(settings, device)
+    differing = [f"{name} was {saved.get(name)}, is {facts[name]}" for name in PINNED if saved.get(name) != facts[name]]
+    if differing and settings.aggregate.exact:
+        raise UserError(
+            f"{folder / RECORD}: begun with other arithmetic ({'; '.join(differing)}), which federate.aggregate.exact "
+            "does not admit; resume it as it was begun, or choose another name="
+        )
+    return Choice(saved["backend"], saved["lanes"], saved["seconds"])
 
 
 def _trial_start(engine: Engine) -> RoundStart:

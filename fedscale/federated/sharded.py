@@ -134,6 +134,7 @@ class ShardedBackend:
         self.sharded.model.train()
         fill_roles(self.state, self.method, start, plan, self._row)
         self.method.init(self._view, broadcast_blocks(self.sharded.layout, start))
+        start.begun()
         total = torch.zeros(1, dtype=torch.float64, device=self._row.device)
         for step in range(plan.steps[0]):
             # A stop must be the row's: one rank alone would leave the others waiting in the next layer.

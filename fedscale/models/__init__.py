@@ -13,14 +13,23 @@ from torch import Tensor, nn
 
 from fedscale import files
 from fedscale.config.schema import Config, ModelConfig
+from fedscale.models import small
 from fedscale.models.resnet import Classifier, ResNet8, ResNet50
 from fedscale.rng import derive
 
 __all__ = ["Classifier", "ResNet8", "ResNet50", "build_model", "initial_model", "save_tensors", "save_weights"]
 
 
-def build_model(config: ModelConfig, num_classes: int) -> Classifier:
-    """The model f of the config, initialised from torch's global generator: call `torch.manual_seed` before."""
+SMALL = {"linear": small.linear, "mlp": small.mlp, "lenet": small.lenet, "simple_cnn": small.simple_cnn}
+
+
+def build_model(config: ModelConfig, num_classes: int, image_size: int = 32) -> Classifier:
+    """The model f of the config, initialised from torch's global generator: call `torch.manual_seed` before.
+
+    `image_size`, the side in pixels, decides the shapes of the small models alone.
+    """
+    if config.name in SMALL:
+        return SMALL[config.name](num_classes, image_size)
     if config.name == "resnet50":
         return ResNet50(num_classes)
     return ResNet8(num_classes, config.width)
@@ -29,7 +38,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Classifier:
 def initial_model(config: Config, num_classes: int) -> Classifier:
     """f with the seed's own initial weights: those that pretraining and training from scratch both start from."""
     torch.manual_seed(derive(config.seed, "model"))
-    return build_model(config.model, num_classes)
+    return build_model(config.model, num_classes, config.data.image_size)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -65,7 +65,7 @@ def federated_model(config: Config, manifest: Manifest, path: Path) -> nn.Module
     """The model that stage 2 left behind. Raises UserError when it is missing or of another shape."""
     if not path.exists():
         raise UserError(f"{path}: no such file; run `fedscale federate` with the same config first")
-    model = build_model(config.model, len(manifest.class_names))
+    model = build_model(config.model, len(manifest.class_names), config.data.image_size)
     try:
         model.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError):

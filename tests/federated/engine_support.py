@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,38 @@ def group_norm_net() -> nn.Module:
     )  # fmt: skip
 
 
-MODELS = {"resnet8": lambda: ResNet8(3, 4), "group_norm": group_norm_net}
+class Softened(nn.Module):
+    """A model that branches on its numbers, which neither lanes nor vmap can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(432, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out = self.linear(images.flatten(1)).softmax(1)
+        return out * (2.0 if float(out.detach().sum()) > 0 else 1.0)
+
+
+def dropout_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(1), nn.Linear(432, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet8": lambda: ResNet8(3, 4),
+    "group_norm": group_norm_net,
+    "dropout": dropout_net,
+    "softened": Softened,
+}
 
 
 def make_engine(
-    config: Config, model: str = "resnet8", mesh: Mesh | None = None, folder: Path | None = None, double: bool = True
+    config: Config,
+    model: str = "resnet8",
+    mesh: Mesh | None = None,
+    folder: Path | None = None,
+    double: bool = True,
+    resident: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """An engine on 50 random images of 12 × 12; the same on every rank."""
     torch.manual_seed(0)
@@ -51,8 +78,9 @@ def make_engine(
     labels = generator.integers(0, 3, 50)
     order = generator.permutation(50)
     clients = np.split(order, np.cumsum(SIZES)[:-1])
-    data = RoundData(images, labels, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, config.federate.augment)
-    return build_engine(config, net, data, clients, mesh or Mesh(), folder)
+    augment = config.federate.augment
+    data = RoundData(images, labels, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, augment, resident)
+    return build_engine(config, net, data, clients, mesh or Mesh(), folder, say)
 
 
 def trained(engine: Engine, rounds: Sequence[int] = (1, 2, 3)) -> torch.Tensor:

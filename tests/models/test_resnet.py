@@ -14,12 +14,25 @@ def test_resnet8_has_the_published_number_of_parameters(num_classes, parameters)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+def test_simple_cnn_has_the_number_of_parameters_of_its_benchmark():
+    model = build_model(ModelConfig("simple_cnn"), 10, 32)
+    assert sum(p.numel() for p in model.parameters()) == 1_626_442
+
+
 @pytest.mark.parametrize(
     ("config", "side", "feature_dim"),
-    [(ModelConfig(width=8), 32, 32), (ModelConfig(width=8), 48, 32), (ModelConfig("resnet50"), 64, 2048)],
+    [
+        (ModelConfig(width=8), 32, 32),
+        (ModelConfig(width=8), 48, 32),
+        (ModelConfig("resnet50"), 64, 2048),
+        (ModelConfig("linear"), 16, 768),
+        (ModelConfig("mlp"), 16, 128),
+        (ModelConfig("lenet"), 28, 84),
+        (ModelConfig("simple_cnn"), 16, 128),
+    ],
 )
 def test_a_model_is_its_features_and_its_classifier(config, side, feature_dim):
-    model = build_model(config, 7).eval()
+    model = build_model(config, 7, side).eval()
     images = torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last)
     features = model.features(images)
     assert features.shape == (2, feature_dim) == (2, model.feature_dim)

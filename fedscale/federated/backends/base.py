@@ -35,6 +35,7 @@ class RoundStart:
     broadcast: Mapping[str, Tensor] = field(default_factory=dict)  # server vectors that the method sends along
     clients: ClientRows | None = None
     interrupted: Callable[[], bool] = lambda: False
+    begun: Callable[[], None] = lambda: None  # called once a group has what it needs: the next one's may be fetched
 
 
 @dataclass(frozen=True)

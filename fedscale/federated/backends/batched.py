@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fedscale.errors import UserError
 from fedscale.federated.backends.base import OutOfMemory, RoundStart, Trained
 from fedscale.federated.backends.memory import is_out_of_memory
 from fedscale.federated.backends.trainer import LaneTrainer
@@ -41,7 +40,7 @@ class BatchedBackend:
             first += part.lanes
 
     def _halve(self) -> None:
-        """Go on with half the lanes and new buffers. Raises OutOfMemory in exact mode, UserError at one lane."""
+        """Go on with half the lanes and new buffers. Raises OutOfMemory in exact mode, MemoryError at one lane."""
         lanes, self._trainer = self.working_lanes, None
         gc.collect()
         if torch.cuda.is_available():
@@ -49,5 +48,5 @@ class BatchedBackend:
         if self._exact:
             raise OutOfMemory(f"federate.lanes={lanes}: out of memory; choose fewer lanes under another name=")
         if lanes == 1:
-            raise UserError("federate: out of memory with one client; lower federate.batch_size or use a larger device")
+            raise MemoryError("out of memory with one client")
         self.working_lanes = lanes // 2

@@ -53,6 +53,7 @@ class LaneTrainer:
         """Train the plan's clients from the global vector. Raises Interrupted when a stop is asked for."""
         staged = self.data.stage(plan)
         whole = self.begin(start, plan)
+        start.begun()
         losses = torch.zeros(plan.lanes, dtype=torch.float64, device=self._like.device)
         for step in range(plan.steps[0]):
             if start.interrupted():

@@ -32,6 +32,7 @@ TWINS: dict[type[nn.Module], type[layers.LaneLayer]] = {
     nn.BatchNorm2d: layers.LaneBatchNorm,
     nn.GroupNorm: layers.LaneGroupNorm,
     nn.LayerNorm: layers.LaneLayerNorm,
+    nn.Flatten: layers.LaneFlatten,
     nn.Dropout: layers.LaneDropout,
 }
 TOLERANCE = 1e-8  # of the check, relative, in float64

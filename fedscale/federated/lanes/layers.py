@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +155,35 @@ class LaneLayerNorm(LaneLayer):
         return normal.flatten(1, 2)
 
 
+class LaneFlatten(LaneLayer):
+    """Flattening of everything but the batch, whose gradient comes back channels-last.
+
+    Left to itself it comes back contiguous, and pooling, activation and convolution before it copy whole images.
+    """
+
+    def __init__(self, module: nn.Flatten, path: str, lanes: Lanes) -> None:
+        super().__init__(module, path, lanes)
+        if (module.start_dim, module.end_dim) != (1, -1):
+            raise Unsupported(f"{path or 'Flatten'}: Flatten of dimensions {module.start_dim} to {module.end_dim}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            x = _Contiguous.apply(x)
+        return x.flatten(1)
+
+
+class _Contiguous(torch.autograd.Function):
+    """A channels-last tensor made contiguous; its gradient is made channels-last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad.contiguous(memory_format=torch.channels_last)
+
+
 class LaneDropout(LaneLayer):
     """Dropout by the clients' own numbers: a mask is a function of (client, step, layer), whatever the backend."""
 
@@ -173,4 +203,4 @@ class LaneDropout(LaneLayer):
         counter = lanes.step * lanes.num_dropouts + self._number
         mask = keep_mask(lanes.dropout_keys, counter, x.numel() // lanes.count, self._keep)
         mask = mask.reshape(shape).transpose(0, 1).reshape(x.shape)
-        return x * mask / self._keep
+        return x * (mask.to(x.dtype) / self._keep)
