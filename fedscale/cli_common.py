@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -36,7 +37,9 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if _is_lost_rank(error):
                 complain(f"error: {error}; the same command resumes from the last checkpoint")
-                raise typer.Exit(EXIT_BUG) from None
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(EXIT_BUG)  # torch may abort, or wait, while it tears down groups with a dead rank
             if (line := files.disk_trouble(error)) is None:
                 raise
             complain(f"error: {line}")

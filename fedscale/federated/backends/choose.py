@@ -33,7 +33,8 @@ from fedscale.federated.methods import Method
 from fedscale.federated.plan import GroupPlan
 
 LANES = (2, 4, 8, 16, 32, 64, 128)
-TIMED_STEPS = 3
+TIMED_STEPS = 4
+LONG_TRIAL = 2.0  # seconds after which a candidate is not timed again
 WORTH_COMPILING = 900.0  # seconds that training is expected to take, below which torch.compile is not even tried
 
 
@@ -111,9 +112,11 @@ class Workshop:
             family = (
                 "graph" if asked == "graph" or (asked == "auto" and self._on_gpu and self.data.resident) else "batched"
             )
+            slower = 0
             for lanes in [wanted] if wanted else self._candidates():
                 seconds[f"{family}:{lanes}"] = rate = self._timed(family, lanes, plan, start)
-                if rate > 1.15 * min(seconds.values()) and lanes > 2 and not wanted:
+                slower = slower + 1 if rate > 1.15 * min(seconds.values()) else 0
+                if slower == 2 and lanes > 4:  # more lanes have stopped to pay
                     break
         best = min(seconds, key=lambda name: seconds[name])
         if asked == "auto" and not self._on_gpu and seconds[best] * total_steps > WORTH_COMPILING:
@@ -130,7 +133,7 @@ class Workshop:
                 yield lanes
 
     def _timed(self, backend: str, lanes: int, plan: Callable[[int], GroupPlan], start: RoundStart) -> float:
-        """Seconds of one client's step, the fastest of three; infinite when the memory does not suffice."""
+        """Seconds of one client's step, the fastest of four trials; infinite when the memory does not suffice."""
         quiet = Workshop(**{**self.__dict__, "say": lambda line: None})
         try:
             made = quiet.make(backend, lanes)
@@ -138,13 +141,15 @@ class Workshop:
                 return float("inf")
             whole = plan(lanes)
             warm, timed = whole.first_steps(TIMED_STEPS), []
-            for _ in range(3):
+            for _ in range(5):  # the first warms up
                 self._synchronise()
                 began = time.perf_counter()
                 for _trained in made.train(start, warm):
                     pass
                 self._synchronise()
                 timed.append((time.perf_counter() - began) / warm.total_steps)
+                if sum(timed) * warm.total_steps > LONG_TRIAL and len(timed) > 1:
+                    break
             return min(timed[1:])
         except Exception as error:
             if is_out_of_memory(error):
