@@ -21,7 +21,7 @@ TIMEOUT = 3.0  # seconds that a rank waits for the others in these tests
 CPU = torch.device("cpu")
 
 SUMS = """
-import torch, torch.distributed as dist
+import sys, torch, torch.distributed as dist
 from fedscale.distributed.mesh import open_mesh
 
 torch.set_num_threads(1)
@@ -54,11 +54,11 @@ for shard in (1, 2):  # one mesh after the other in the same processes
             assert mesh.device_mesh.mesh_dim_names == ("clients", "shard")
     assert not dist.is_initialized()
 assert said == []
-print("fine", mesh.rank)
+sys.stdout.write(f"fine {mesh.rank}\\n")  # one write: the ranks share the pipe
 """
 
 FOUND = """
-import torch, torch.distributed as dist
+import sys, torch, torch.distributed as dist
 from fedscale.distributed.mesh import open_mesh
 
 torch.set_num_threads(1)
@@ -69,7 +69,7 @@ for _ in range(2):
 assert dist.is_initialized(), "it is not ours to close"
 dist.barrier()
 dist.destroy_process_group()
-print("fine", mesh.rank)
+sys.stdout.write(f"fine {mesh.rank}\\n")  # one write: the ranks share the pipe
 """
 
 FATES = f"""
