@@ -14,7 +14,7 @@ from fedscale.house import PACKAGE
 from fedscale.models.clip import load_clip
 from fedscale.server.caption import ledger, run
 from fedscale.server.caption.features import FeatureStore, view_of
-from fedscale.server.pretrain_data import PairStream
+from fedscale.server.pretrain.data import PairStream
 from fedscale.session import Session
 from tests.server.caption.support import Captioned, make_pool, sample
 

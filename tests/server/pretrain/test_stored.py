@@ -18,7 +18,8 @@ from fedscale.config.schema import (
 )
 from fedscale.house import PACKAGE
 from fedscale.runs import RunFolder
-from fedscale.server import caption, pretrain
+from fedscale.server import caption
+from fedscale.server.pretrain import stage as pretrain
 from fedscale.session import Session
 from tests.server.caption.support import Captioned, make_pool, sample
 

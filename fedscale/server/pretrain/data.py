@@ -30,7 +30,7 @@ from fedscale.server.caption.features import FeatureStore, view_of
 from fedscale.server.caption.join import joined
 from fedscale.server.caption.ledger import Entry
 from fedscale.server.caption.rows import STATUSES, Row
-from fedscale.server.pretrain_text import Dialogue
+from fedscale.server.pretrain.text import Dialogue
 
 BUFFER = 2048  # pairs, still encoded, that the shuffle draws from
 KEPT_BYTES = 2**28  # of images, encoded and decoded, that stay in memory from one epoch to the next

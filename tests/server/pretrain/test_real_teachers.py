@@ -24,8 +24,9 @@ from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.shards import Sample, write_shard
 from fedscale.progress import SilentReporter
 from fedscale.runs import RunFolder
-from fedscale.server import caption, pretrain
+from fedscale.server import caption
 from fedscale.server.caption import ledger, sidecar
+from fedscale.server.pretrain import stage as pretrain
 from fedscale.session import Session
 from fedscale.teachers.clip import ClipSize, train_clip
 from fedscale.teachers.llava import LlavaSize, train_llava

@@ -24,8 +24,8 @@ from fedscale.device import pick_device
 from fedscale.distributed.accelerator import any_rank, make_accelerator
 from fedscale.errors import Stopped, UserError
 from fedscale.rng import numpy_generator, torch_generator
-from fedscale.server.align_loss import alignment_loss
-from fedscale.server.align_set import AlignmentSet
+from fedscale.server.align.draw import AlignmentSet
+from fedscale.server.align.loss import alignment_loss
 from fedscale.session import Session
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from fedscale.config.schema import Config, ModelConfig, PretrainConfig, ProbeConfig
 from fedscale.models import build_model
 from fedscale.rng import derive
-from fedscale.server import probe
+from fedscale.server.pretrain import probe
 from fedscale.session import Session
 
 NAMES = ("a", "b", "c")

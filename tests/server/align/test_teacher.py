@@ -10,7 +10,7 @@ from fedscale.config.schema import AlignConfig, ClipConfig, Config, MllmConfig, 
 from fedscale.errors import UserError
 from fedscale.models import clip as clips
 from fedscale.models import mllm as mllms
-from fedscale.server.align_teacher import load_teacher
+from fedscale.server.align.teacher import load_teacher
 
 NAMES = ("arrow", "dark_blue")
 IMAGES = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)

@@ -21,8 +21,10 @@ from fedscale.data.shards import Sample, write_shard
 from fedscale.errors import Stopped, UserError
 from fedscale.models import initial_model
 from fedscale.runs import RunFolder
-from fedscale.server import caption, pretrain, pretrain_data
-from fedscale.server.pretrain_data import PairStream
+from fedscale.server import caption
+from fedscale.server.pretrain import data as pretrain_data
+from fedscale.server.pretrain import stage as pretrain
+from fedscale.server.pretrain.data import PairStream
 from fedscale.session import Session
 
 WORDS = ("red", "green", "blue")

@@ -33,11 +33,11 @@ from fedscale.progress import Task
 from fedscale.rng import derive, torch_generator
 from fedscale.runs import RunFolder
 from fedscale.server.caption.prompts import of_kind
-from fedscale.server.pretrain_data import Batch, PairStream
-from fedscale.server.pretrain_schedule import alpha_at, lr_at
-from fedscale.server.pretrain_task import Distillation
-from fedscale.server.pretrain_text import TextEncoder, Tokens
-from fedscale.server.probe import run_probe
+from fedscale.server.pretrain.data import Batch, PairStream
+from fedscale.server.pretrain.probe import run_probe
+from fedscale.server.pretrain.schedule import alpha_at, lr_at
+from fedscale.server.pretrain.task import Distillation
+from fedscale.server.pretrain.text import TextEncoder, Tokens
 from fedscale.session import Session
 
 METRIC_ROWS = 500  # at most about so many rows in metrics.jsonl

@@ -3,7 +3,7 @@
 import pytest
 
 from fedscale.config.schema import AlphaConfig
-from fedscale.server.pretrain_schedule import alpha_at, lr_at
+from fedscale.server.pretrain.schedule import alpha_at, lr_at
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedscale.config.schema import PretrainConfig
 from fedscale.models import Classifier
 from fedscale.models.projector import Projector
-from fedscale.server.pretrain_text import IGNORED, Tokens
+from fedscale.server.pretrain.text import IGNORED, Tokens
 
 MAX_LOGIT_SCALE = math.log(100)  # of the contrastive loss, as CLIP's
 

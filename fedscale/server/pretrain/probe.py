@@ -20,7 +20,7 @@ from fedscale.errors import Stopped
 from fedscale.evaluation import predict
 from fedscale.models import initial_model
 from fedscale.rng import numpy_generator, torch_generator
-from fedscale.server.pretrain_schedule import lr_at
+from fedscale.server.pretrain.schedule import lr_at
 from fedscale.session import Session
 
 MOMENTUM = 0.9

@@ -21,9 +21,9 @@ from fedscale.errors import UserError
 from fedscale.evaluation import evaluate
 from fedscale.models import build_model, save_weights
 from fedscale.runs import RunFolder
-from fedscale.server.align_set import AlignmentSet, Pool, draw
-from fedscale.server.align_teacher import load_teacher
-from fedscale.server.align_train import train
+from fedscale.server.align.draw import AlignmentSet, Pool, draw
+from fedscale.server.align.teacher import load_teacher
+from fedscale.server.align.train import train
 from fedscale.session import Session
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedscale.server.align_train import balanced_batches, cosine_lr
+from fedscale.server.align.train import balanced_batches, cosine_lr
 
 LABELS = np.repeat([0, 1, 2, 3], [10, 10, 10, 10])
 

@@ -8,7 +8,7 @@ import torch
 
 from fedscale.config.schema import Config
 from fedscale.errors import UserError
-from fedscale.server.align_set import Teacher
+from fedscale.server.align.draw import Teacher
 
 
 def load_teacher(config: Config, class_names: Sequence[str], device: torch.device) -> Teacher:

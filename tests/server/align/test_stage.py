@@ -19,8 +19,8 @@ from fedscale.errors import Stopped, UserError
 from fedscale.models import build_model
 from fedscale.progress import SilentReporter
 from fedscale.runs import RunFolder
-from fedscale.server import align
-from fedscale.server.align_set import Pool, draw
+from fedscale.server.align import stage as align
+from fedscale.server.align.draw import Pool, draw
 from fedscale.server.caption import run as caption
 from fedscale.session import Session
 

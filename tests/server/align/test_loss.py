@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedscale.server.align_loss import alignment_loss
+from fedscale.server.align.loss import alignment_loss
 
 
 def _softmax(row: list[float]) -> list[float]:

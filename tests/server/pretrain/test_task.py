@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from fedscale.config.schema import LoraConfig, ModelConfig, PretrainConfig
 from fedscale.errors import UserError
 from fedscale.models import build_model
-from fedscale.server.pretrain_task import Distillation, contrastive_loss
-from fedscale.server.pretrain_text import IGNORED, TextEncoder, Tokens
+from fedscale.server.pretrain.task import Distillation, contrastive_loss
+from fedscale.server.pretrain.text import IGNORED, TextEncoder, Tokens
 
 TEACHER_DIM = 6
 
