@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from fedscale.config.schema import FederateConfig
+from fedscale.distributed.batch_norm import SyncedBatchNorm, synchronise_batch_norms
 from fedscale.distributed.mesh import Mesh
 from fedscale.federated.backends.base import Interrupted, RoundStart, Trained
 from fedscale.federated.backends.trainer import broadcast_blocks, fill_roles
@@ -37,7 +36,7 @@ class ShardedModel:
         self.whole_layout, self.mesh = FlatLayout.of(model), mesh
         self._counters = [(b, b.clone()) for b in model.buffers() if not b.is_floating_point()]
         row = mesh.device_mesh["shard"]
-        _synchronise_batch_norms(model, row.get_group())
+        synchronise_batch_norms(model, row.get_group())
         units = [child for child in model.children() if any(True for _ in child.parameters())]
         for unit in units:
             fully_shard(unit, mesh=row)
@@ -157,7 +156,7 @@ class ShardedBackend:
         if not len(mine):  # FSDP needs every rank in every step: one sample that counts for nothing
             mine, counted = mine.new_zeros(1), counted.zero_()
         for module in model.modules():
-            if isinstance(module, RowBatchNorm):
+            if isinstance(module, SyncedBatchNorm):
                 module.counted = counted
         with torch.enable_grad():
             losses = self.method.loss(model(images[mine, 0])[None], labels[:, mine])[0] * counted
@@ -195,70 +194,3 @@ class _SliceView(LaneView):
     @parameters.setter
     def parameters(self, blocks: Blocks) -> None:
         """LaneView sets those of the buffer, which are not what the model computes with."""
-
-
-class RowBatchNorm(nn.Module):
-    """Batch norm over the batch that a row of ranks shares; like nn.SyncBatchNorm, which refuses CPU tensors.
-
-    `counted` [B] is 1 for samples of the batch, and 0 for one that stands in where a rank has none.
-    """
-
-    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, group: dist.ProcessGroup) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-        assert norm.momentum is not None and norm.track_running_stats, "only a moving average is supported"
-        self.momentum: float = norm.momentum
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(norm, name))
-        self._group = group
-        self.counted: Tensor | None = None
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        over = [0, *range(2, x.dim())]
-        counted = torch.ones(len(x), dtype=x.dtype, device=x.device) if self.counted is None else self.counted
-        mask = counted.view(-1, *[1] * (x.dim() - 1))
-        pixels = x[0, 0].numel()
-        sums = torch.cat([(x * mask).sum(over), (counted.sum() * pixels)[None]])
-        sums = _RowSum.apply(sums, self._group)
-        count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        centred = x - mean.view(shape)
-        variance = _RowSum.apply((centred.square() * mask).sum(over), self._group) / count
-        with torch.no_grad():
-            unbiased = variance * (count / (count - 1).clamp(min=1))
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        normal = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.weight is None:
-            return normal
-        return normal * self.weight.view(shape) + self.bias.view(shape)
-
-
-class _RowSum(torch.autograd.Function):
-    """A sum over the row's ranks, whose gradient is the sum of the ranks' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        total = value.detach().clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
-
-
-def _synchronise_batch_norms(module: nn.Module, group: dist.ProcessGroup) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            setattr(module, name, RowBatchNorm(child, group))
-        else:
-            _synchronise_batch_norms(child, group)
