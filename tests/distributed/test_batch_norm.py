@@ -31,7 +31,8 @@ def net():
 
 
 def close(found, expected, name):
-    assert (found - expected).abs().max() <= 1e-12 * (1 + expected.abs().max()), (case, name, (found - expected).abs().max())
+    far = (found - expected).abs().max()
+    assert far <= 1e-12 * (1 + expected.abs().max()), (case, name, far)
 
 
 for case, sizes in {"even": (4, 4), "uneven": (7, 2), "stand-in": (5, 0), "no samples": (0, 6)}.items():
