@@ -5,21 +5,33 @@ Marks in the comments: [C] the official code of CReFF or CLIP2FL, [D] a decision
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fedscale.config.checks import require
+
+STUDENTS = ("resnet8", "resnet50", "linear", "mlp", "lenet", "simple_cnn")
+TIMM = "timm:"  # in front of a name of timm's
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The compact model f that clients train."""
 
-    name: Literal["resnet8", "resnet50", "linear", "mlp", "lenet", "simple_cnn"] = "resnet8"
+    name: str = "resnet8"  # one of STUDENTS, or timm:NAME for any model of timm, without its weights
     width: int = 64  # channels of ResNet-8's stem; 64 is the paper's
+    norm: Literal["batch", "group"] = "batch"  # of ResNet-8; with `group` images of a batch do not touch one another
 
     def __post_init__(self) -> None:
+        if not (self.name.startswith(TIMM) and self.name != TIMM):
+            close = difflib.get_close_matches(self.name, STUDENTS, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            expected = f"one of {', '.join(STUDENTS)}, or {TIMM}NAME of timm{hint}"
+            require(self.name in STUDENTS, "model.name", self.name, expected)
         require(self.width >= 1, "model.width", self.width, "1 or more channels")
+        fits = self.norm == "batch" or self.name == "resnet8"
+        require(fits, "model.norm", self.norm, f"batch: {self.name} has its own norms, `group` is for resnet8 alone")
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,11 @@ class PretrainConfig:
 
     enabled: bool = True
     epochs: int = 5
-    batch_size: int = 64
+    batch_size: int = 64  # images a step, over all ranks
+    accumulation: int = 1  # backward passes that a step's images are cut into
+    streams: int = 8  # shuffled streams that a step takes equal shares of; ranks and workers divide them up [D]
+    workers: int = 0  # processes of each rank that read and decode; 0 = the rank itself
+    draft_decode: bool = True  # large JPEGs are decoded to 1/2, 1/4 or 1/8 of their sides; with teacher=live alone [D]
     lr: float = 1e-3  # AdamW, cosine decay to 0 after the warm-up
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of all steps
@@ -83,15 +99,34 @@ class PretrainConfig:
     mixed_precision: Literal["no", "bf16"] = "no"
     clip_grad_norm: float = 1.0
     save_every: int = 500  # steps between checkpoints
+    activation_checkpointing: bool = False  # the language model's activations are computed again, not kept
+    timeout: float = 600.0  # seconds that ranks wait for one another
+    tensorboard: bool = False  # metrics also as event files in pretrain/tensorboard
     teacher: Literal["live", "stored"] = "live"  # `stored` reads CLIP's embeddings that caption.features kept
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "visual_tokens", "max_text_tokens", "save_every"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulation",
+            "streams",
+            "visual_tokens",
+            "max_text_tokens",
+            "save_every",
+        ):
             require(getattr(self, name) >= 1, f"pretrain.{name}", getattr(self, name), "1 or more")
-        require(self.lr > 0, "pretrain.lr", self.lr, "above 0")
+        require(
+            self.batch_size >= self.streams * self.accumulation,
+            "pretrain.batch_size",
+            self.batch_size,
+            f"pretrain.streams={self.streams} times pretrain.accumulation={self.accumulation} images or more; raise it, "
+            "or lower one of these",
+        )
+        for name in ("lr", "timeout"):
+            require(getattr(self, name) > 0, f"pretrain.{name}", getattr(self, name), "above 0")
         require(0 <= self.warmup < 1, "pretrain.warmup", self.warmup, "a share from 0 to below 1")
-        for name in ("feature_weight", "contrastive_weight", "weight_decay"):
+        for name in ("feature_weight", "contrastive_weight", "weight_decay", "workers"):
             require(getattr(self, name) >= 0, f"pretrain.{name}", getattr(self, name), "0 or more")
 
 

@@ -1,6 +1,6 @@
 """The compact models: built, with a seed's initial weights, saved. Teachers are in `clip` and `mllm`.
 
-Importing this package brings in neither open_clip nor transformers, so `federate` may.
+Importing this package brings in neither open_clip nor transformers, so `federate` may; timm comes with its students.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from fedscale import files
 from fedscale.config.schema import Config, ModelConfig
+from fedscale.config.training import TIMM
 from fedscale.models import small
 from fedscale.models.resnet import Classifier, ResNet8, ResNet50
+from fedscale.models.timm_student import TimmStudent
 from fedscale.rng import derive
 
 __all__ = ["Classifier", "ResNet8", "ResNet50", "build_model", "initial_model", "save_tensors", "save_weights"]
@@ -26,13 +28,16 @@ SMALL = {"linear": small.linear, "mlp": small.mlp, "lenet": small.lenet, "simple
 def build_model(config: ModelConfig, num_classes: int, image_size: int = 32) -> Classifier:
     """The model f of the config, initialised from torch's global generator: call `torch.manual_seed` before.
 
-    `image_size`, the side in pixels, decides the shapes of the small models alone.
+    `image_size`, the side in pixels, decides the shapes of the small models and of timm's that have a fixed size.
+    Raises UserError for a model that timm does not have, or that takes no such images.
     """
+    if config.name.startswith(TIMM):
+        return TimmStudent(config.name.removeprefix(TIMM), num_classes, image_size)
     if config.name in SMALL:
         return SMALL[config.name](num_classes, image_size)
     if config.name == "resnet50":
         return ResNet50(num_classes)
-    return ResNet8(num_classes, config.width)
+    return ResNet8(num_classes, config.width, config.norm)
 
 
 def initial_model(config: Config, num_classes: int) -> Classifier:
