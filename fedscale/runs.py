@@ -35,6 +35,9 @@ CAPTION_INPUTS = (
     "seed",
 )
 
+# How pretraining is computed, which leaves its result alone (but for low-order bits). `workers` read the same batches.
+PRETRAIN_ELSEWHERE = ("enabled", "save_every", "timeout", "tensorboard", "activation_checkpointing", "workers")
+
 # Where and how federation is computed, which leaves its result alone (but for low-order bits: `shard`).
 FEDERATE_ELSEWHERE = ("shard", "store", "memory", "timeout", "checkpoint_every", "tensorboard")
 
@@ -145,8 +148,9 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
         return {
             **common,
             "caption": stage_inputs(config, "caption"),
-            "pretrain": {k: v for k, v in whole["pretrain"].items() if k not in ("enabled", "save_every")},
+            "pretrain": {k: v for k, v in whole["pretrain"].items() if k not in PRETRAIN_ELSEWHERE},
             "clip": whole["teachers"]["clip"],
+            **({"lm": whole["teachers"]["lm"]} if config.teachers.lm.model else {}),
         }
     if stage == "federate":
         federate = {k: v for k, v in whole["federate"].items() if k not in FEDERATE_ELSEWHERE}
@@ -159,7 +163,7 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
             "federate": stage_inputs(config, "federate"),
             "align": {k: v for k, v in whole["align"].items() if k != "enabled"},
             "caption": stage_inputs(config, "caption"),
-            "teachers": whole["teachers"],
+            "teachers": {name: part for name, part in whole["teachers"].items() if name != "lm"},
         }
     raise ValueError(f"no such stage: {stage}")
 

@@ -25,6 +25,7 @@ from fedscale.config.data import (
 )
 from fedscale.config.teachers import (
     ClipConfig,
+    LmConfig,
     MllmConfig,
     OfflineConfig,
     TeachersConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "FeaturesConfig",
     "FederateConfig",
     "GroupsConfig",
+    "LmConfig",
     "LoraConfig",
     "MllmConfig",
     "ModelConfig",
@@ -117,6 +119,7 @@ class Config:
     jobs: int = 1  # child stages at once, a process each
     threads: int = 0  # CPU threads a process; 0 = cores / jobs, or / the ranks of the host
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    launch: str = ""  # an accelerate YAML or DeepSpeed JSON: the strategy of stages 1b and 3, where no launcher says it
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     teachers: TeachersConfig = field(default_factory=TeachersConfig)

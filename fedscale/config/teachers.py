@@ -32,6 +32,15 @@ class MllmConfig:
 
 
 @dataclass(frozen=True)
+class LmConfig:
+    """The language model of pretraining: a hub id or local folder for AutoModelForCausalLM and AutoTokenizer."""
+
+    model: str = ""  # empty = the MLLM's own language model
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+@dataclass(frozen=True)
 class OfflineConfig:
     """Teachers trained from scratch on the open pool and its keywords, for machines that can reach no weights."""
 
@@ -49,8 +58,9 @@ class OfflineConfig:
 
 @dataclass(frozen=True)
 class TeachersConfig:
-    """The two teachers on the server. Nothing of them ever reaches a client."""
+    """The two teachers on the server, and the language model that f learns before. None ever reaches a client."""
 
     clip: ClipConfig = field(default_factory=ClipConfig)
     mllm: MllmConfig = field(default_factory=MllmConfig)
+    lm: LmConfig = field(default_factory=LmConfig)
     offline: OfflineConfig = field(default_factory=OfflineConfig)

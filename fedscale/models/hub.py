@@ -1,4 +1,4 @@
-"""Where a teacher's weights are: a folder on this machine or in the package, else a name on the hub."""
+"""Where a teacher's weights are: a folder on this machine or in the package, else a name on the hub; and their type."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from fedscale import house
 from fedscale.errors import UserError
@@ -75,6 +77,18 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def dtype_on(asked: str, device: torch.device) -> str:
+    """What transformers should load weights as; `auto` is float32 on a CPU, bfloat16 on a GPU that computes in it.
+
+    On another GPU it stays `auto`, the checkpoint's own.
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "auto"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedscale.config.schema import MllmConfig
 from fedscale.errors import UserError
 from fedscale.models.chat import chat_text
-from fedscale.models.hub import explained, local_folder, offline_where_unreachable, without_bars
+from fedscale.models.hub import dtype_on, explained, local_folder, offline_where_unreachable, without_bars
 from fedscale.rng import derive
 
 if TYPE_CHECKING:
@@ -137,29 +137,20 @@ class Mllm:
 def load_mllm(config: MllmConfig, device: torch.device | str = "cpu") -> Mllm:
     """The MLLM of the config, on the device, or spread over what the process sees where `device_map` says so.
 
-    `dtype: auto` is float32 on a CPU, bfloat16 on a GPU that computes in it, and else the checkpoint's own. Raises
-    UserError, with the remedies, when its weights can be had nowhere.
+    Raises UserError, with the remedies, when its weights can be had nowhere.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     device = torch.device(device)
     folder = local_folder(config.model, MARKER, KEY)
     source = str(folder) if folder else config.model
-    settings = {"revision": config.revision, "dtype": _dtype(config.dtype, device)}
+    settings = {"revision": config.revision, "dtype": dtype_on(config.dtype, device)}
     if config.device_map:
         settings["device_map"] = config.device_map
     with explained(KEY, config.model), without_bars(), nullcontext() if folder else offline_where_unreachable():
         processor = AutoProcessor.from_pretrained(source, revision=config.revision)
         model = AutoModelForImageTextToText.from_pretrained(source, **settings)
     return Mllm(model, processor, None if config.device_map else device)
-
-
-def _dtype(asked: str, device: torch.device) -> str:
-    if asked != "auto":
-        return asked
-    if device.type == "cpu":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "auto"
 
 
 def _fill(answer: str, name: str) -> str:

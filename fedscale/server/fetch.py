@@ -12,19 +12,19 @@ from fnmatch import fnmatch
 
 from fedscale import house
 from fedscale.config import Config, overlaid
-from fedscale.config.schema import ClipConfig, MllmConfig
+from fedscale.config.schema import ClipConfig, LmConfig, MllmConfig
 from fedscale.errors import UserError
 from fedscale.progress import Reporter
 from fedscale.server.fetch_errors import explained
 
 # Weights as safetensors alone (a .bin or .pt is a pickle), and what processor and tokenizer consist of.
-MLLM_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"  # open_clip's marks of a hub repository and of a folder
 LOOKUP_SECONDS = 10.0
 
 
 def fetch(config: Config, reporter: Reporter) -> list[str]:
-    """Download what `teachers.mllm` and `teachers.clip`, of the config and of its variants, name on the hub.
+    """Download what `teachers.mllm`, `.lm` and `.clip`, of the config and of its variants, name on the hub.
 
     Returns one line for each teacher: where it lies now, or that there is nothing to fetch. A token for gated
     repositories comes from HF_TOKEN in the environment. Raises UserError when the hub cannot be reached, when it has no
@@ -34,28 +34,33 @@ def fetch(config: Config, reporter: Reporter) -> list[str]:
     teachers = [one.teachers for one in (config, *variants)]
     mllms = dict.fromkeys(t.mllm for t in teachers if not t.offline.enabled)
     clips = dict.fromkeys(t.clip for t in teachers if not t.offline.enabled)
-    lines = [_fetch_mllm(mllm, reporter) for mllm in mllms] + [_fetch_clip(clip, reporter) for clip in clips]
+    lms = dict.fromkeys(t.lm for t in teachers if t.lm.model)
+    lines = [_fetch_model("teachers.mllm", mllm, reporter) for mllm in mllms]
+    lines += [_fetch_model("teachers.lm", lm, reporter) for lm in lms]
+    lines += [_fetch_clip(clip, reporter) for clip in clips]
     if any(t.offline.enabled for t in teachers):
         lines.append("teachers.offline.enabled=true: trained from scratch on this machine, nothing to fetch")
     return lines
 
 
-def _fetch_mllm(mllm: MllmConfig, reporter: Reporter) -> str:
-    named = f"teachers.mllm.model={mllm.model}"
-    if _is_local(mllm.model):
+def _fetch_model(section: str, settings: MllmConfig | LmConfig, reporter: Reporter) -> str:
+    """Fetch a model of transformers' with its tokenizer or processor; `section` is the settings' dotted name."""
+    name, revision = settings.model, settings.revision
+    named = f"{section}.model={name}"
+    if _is_local(name):
         return f"{named}: a local folder, nothing to fetch"
     from huggingface_hub import snapshot_download
 
-    with explained(named, f"teachers.mllm.revision={mllm.revision}"):
-        sizes = _look_up(mllm.model, mllm.revision)
-        wanted = {name: size for name, size in sizes.items() if any(fnmatch(name, one) for one in MLLM_FILES)}
-        if not any(name.endswith(".safetensors") for name in wanted):
+    with explained(named, f"{section}.revision={revision}"):
+        sizes = _look_up(name, revision)
+        wanted = {file: size for file, size in sizes.items() if any(fnmatch(file, one) for one in MODEL_FILES)}
+        if not any(file.endswith(".safetensors") for file in wanted):
             raise UserError(
                 f"{named}: has no .safetensors weights, and pickled ones are refused; name another revision"
             )
-        reporter.say(f"fetching {mllm.model}: {len(wanted)} files, {sum(wanted.values()) / 1e9:.2f} GB")
+        reporter.say(f"fetching {name}: {len(wanted)} files, {sum(wanted.values()) / 1e9:.2f} GB")
         token = os.environ.get("HF_TOKEN") or False
-        path = snapshot_download(mllm.model, revision=mllm.revision, allow_patterns=list(MLLM_FILES), token=token)
+        path = snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES), token=token)
     return f"{named}: in {path}"
 
 

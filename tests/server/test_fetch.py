@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from fedscale.config import overlaid
 from fedscale.config.schema import ClipConfig, Config, MllmConfig, OfflineConfig, TeachersConfig
 from fedscale.errors import UserError
 from fedscale.progress import SilentReporter
@@ -83,6 +84,13 @@ def test_an_mllm_is_fetched_without_pickles(hub: Hub, local: str) -> None:
     assert {"*.safetensors", "*.json"} <= set(asked["allow_patterns"])
     assert reporter.lines == ["fetching org/llava: 5 files, 7.00 GB"]
     assert "teachers.mllm.model=org/llava: in /cache/org/llava" in lines
+
+
+def test_the_language_model_of_pretraining_is_fetched_too(hub: Hub, local: str) -> None:
+    config = overlaid(_config(local), {"teachers": {"lm": {"model": "org/vicuna", "revision": "v1"}}})
+    lines = fetch(config, SilentReporter())
+    assert [(asked["repository"], asked["revision"]) for asked in hub.downloads] == [("org/vicuna", "v1")]
+    assert "teachers.lm.model=org/vicuna: in /cache/org/vicuna" in lines
 
 
 def test_pickled_weights_alone_are_refused(hub: Hub, local: str) -> None:
