@@ -17,14 +17,17 @@ NEAR = 3  # close matches that an unknown name is answered with
 class TimmStudent(Classifier):
     """timm's model `name` up to its pooled features, randomly initialised, for images of `image_size` pixels.
 
-    The size is given to models that have one (vision transformers), and no other. A parameter without dimensions gets
-    one of size 1: FSDP2 refuses 0-D parameters (pytorch #132934), and it broadcasts alike. Raises UserError, naming
-    `model.name`, for an unknown name and for a model that makes no feature vector of such images.
+    The size is given to models that have one (vision transformers), and no other. Batch norms with an activation
+    inside become two modules, as other models have them: what replaces batch norms (over ranks, over lanes) knows no
+    other. A parameter without dimensions gets one of size 1: FSDP2 refuses 0-D parameters (pytorch #132934), and it
+    broadcasts alike. Raises UserError, naming `model.name`, for an unknown name and for a model that makes no feature
+    vector of such images.
     """
 
     def __init__(self, name: str, num_classes: int, image_size: int) -> None:
         super().__init__()
         self.body = _body(name, image_size)
+        _split_norms(self.body)
         for module in self.body.modules():
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 0:
@@ -49,6 +52,20 @@ def _body(name: str, image_size: int) -> Any:
         return timm.create_model(name, pretrained=False, num_classes=0, **sized)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(_refusal(name, image_size, error)) from error
+
+
+def _split_norms(module: nn.Module) -> None:
+    from timm.layers import BatchNormAct2d
+
+    for name, child in module.named_children():
+        if isinstance(child, BatchNormAct2d):
+            norm = nn.BatchNorm2d(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            norm.weight, norm.bias = child.weight, child.bias
+            setattr(module, name, nn.Sequential(norm, child.drop, child.act))
+        else:
+            _split_norms(child)
 
 
 @torch.no_grad()

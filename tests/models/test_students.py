@@ -60,6 +60,25 @@ def test_no_parameter_is_without_dimensions_which_fsdp2_would_refuse(monkeypatch
     torch.testing.assert_close(model.features(images), 2 * images.mean(dim=(2, 3)))
 
 
+def test_a_batch_norm_with_an_activation_inside_is_two_modules_and_the_same_numbers() -> None:
+    """As a subclass of BatchNorm2d it would lose its activation where batch norms are replaced by others."""
+    import timm
+    from timm.layers import BatchNormAct2d
+
+    torch.manual_seed(0)
+    theirs = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    torch.manual_seed(0)
+    ours = TimmStudent("mobilenetv3_small_050", 3, 32)
+    assert any(isinstance(module, BatchNormAct2d) for module in theirs.modules())
+    assert not any(isinstance(module, BatchNormAct2d) for module in ours.modules())
+    images = torch.randn(4, 3, 32, 32)
+    for _ in range(2):  # the second time the statistics have moved
+        torch.testing.assert_close(ours.features(images), theirs(images))
+        torch.testing.assert_close(ours.eval().features(images), theirs.eval()(images))
+        theirs.train()
+        ours.train()
+
+
 @pytest.mark.parametrize(
     ("name", "side", "message"),
     [
