@@ -11,7 +11,8 @@ VERSION = "0.1.0"
 def data_packages() -> dict[str, str]:
     """configs/, launch/ and shards/*.yaml become fedscale/configs, …/launch and …/shards once installed."""
     trees = [folder for top in ("configs", "launch") for folder in (HERE / top, *sorted((HERE / top).rglob("*/")))]
-    relative = [folder.relative_to(HERE) for folder in (*trees, HERE / "shards") if any(folder.glob("*.yaml"))]
+    kept = [folder for folder in (*trees, HERE / "shards") if any(folder.glob("*.yaml")) or any(folder.glob("*.json"))]
+    relative = [folder.relative_to(HERE) for folder in kept]
     return {"fedscale." + ".".join(path.parts): str(path) for path in relative}
 
 
@@ -29,7 +30,7 @@ setup(
     package_dir=DATA,
     package_data={
         "fedscale": ["teachers/shapes/**/*", "report/*.jinja", "py.typed"],
-        **{name: ["*.yaml"] for name in DATA},
+        **{name: ["*.yaml", "*.json"] for name in DATA},
     },
     install_requires=[
         # The registry's ordinary (CUDA) build; it runs on machines without a GPU too. 2.13.0 is left out because its

@@ -19,7 +19,7 @@ KEPT = 2
 def checkpoint(folder: Path, prefix: str, number: int) -> Iterator[Path]:
     """Yield a temporary folder to write into; when the block ends well it becomes `folder/<prefix>_<number>`."""
     final = folder / f"{prefix}_{number}"
-    temporary = folder / f".{prefix}_{number}.tmp"
+    temporary = under_way(folder, prefix, number)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -36,6 +36,11 @@ def checkpoint(folder: Path, prefix: str, number: int) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _complete(folder, prefix)[:-KEPT]:
         shutil.rmtree(folder / f"{prefix}_{old}")
+
+
+def under_way(folder: Path, prefix: str, number: int) -> Path:
+    """Where `checkpoint` has its temporary folder."""
+    return folder / f".{prefix}_{number}.tmp"
 
 
 def newest(folder: Path, prefix: str) -> tuple[int, Path] | None:

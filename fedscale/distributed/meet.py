@@ -31,7 +31,7 @@ class Meeting:
     holds_store: bool
 
 
-def meet(place: Place, device: torch.device, timeout: float) -> Meeting:
+def meet(place: Place, device: torch.device, timeout: float, stage: str = "federate") -> Meeting:
     """Come together with the other ranks, through the default group's store if there is one.
 
     It takes at most `timeout` seconds, or START where that is more. Raises RankLost naming a rank that does not come,
@@ -44,7 +44,7 @@ def meet(place: Place, device: torch.device, timeout: float) -> Meeting:
         try:
             found = dist.is_initialized()
             store = dist.distributed_c10d._get_default_store() if found else _connect(place, left)
-            return _introduce(store, place, device, left)
+            return _introduce(store, place, device, left, stage)
         except dist.DistError as error:
             if place.rank == 0 and "EADDRINUSE" in str(error):
                 raise UserError(
@@ -53,7 +53,7 @@ def meet(place: Place, device: torch.device, timeout: float) -> Meeting:
             # The store may be that of a mesh which rank 0 is just closing: come again, in a moment.
             if time.monotonic() >= end:
                 raise RankLost(
-                    f"federate: rank 0 does not answer at {place.address}, port {place.port}, within {timeout:g} s; "
+                    f"{stage}: rank 0 does not answer at {place.address}, port {place.port}, within {timeout:g} s; "
                     "see whether it runs, and whether MASTER_ADDR is its host as seen from here"
                 ) from error
             time.sleep(0.2)
@@ -78,7 +78,7 @@ def _holds_store(place: Place) -> bool:
     return place.rank == 0 and place.attempt is None
 
 
-def _introduce(store: dist.Store, place: Place, device: torch.device, timeout: float) -> Meeting:
+def _introduce(store: dist.Store, place: Place, device: torch.device, timeout: float, stage: str) -> Meeting:
     # Torchrun's store outlives a mesh: the keys of the next one must not meet those of the last.
     store = dist.PrefixStore(f"mesh{store.add(f'opened/{place.rank}', 1)}", store)
     keys = [f"host/{rank}" for rank in range(place.world)]
@@ -88,7 +88,7 @@ def _introduce(store: dist.Store, place: Place, device: torch.device, timeout: f
     except dist.DistStoreError as error:
         missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
         raise RankLost(
-            f"federate: rank {missing[0] if missing else '?'} did not come to the start within {timeout:.0f} s; "
+            f"{stage}: rank {missing[0] if missing else '?'} did not come to the start within {timeout:.0f} s; "
             f"{place.world - len(missing)} of {place.world} ranks are there; see that rank's own output"
         ) from error
     hosts, cards = zip(*(value.decode().split(" ") for value in store.multi_get(keys)), strict=True)

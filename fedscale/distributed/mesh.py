@@ -1,5 +1,5 @@
-"""The processes of a federated run as a mesh, clients × shard: independent clients along one axis, a model's slices
-along the other.
+"""The processes of a run as a mesh, clients × shard: independent clients along one axis, a model's slices along the
+other. Stages 1 and 3 use it with shard = 1, for who is there, what all agree on, and who is lost.
 
 Ranks of one shard row are neighbours, so that a model is cut within a host. Every rank calls every method, in the same
 order. Alone, a process has the same methods and no process group.
@@ -158,6 +158,15 @@ class Mesh:
                 dist.monitored_barrier(self._links.control, self._links.timeout)
 
     @contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """Runs collectives of others in it (a training step's): one that breaks raises RankLost, naming the rank."""
+        if self._links is None:
+            yield
+            return
+        with self._links.watch.collective(what, mark=True):
+            yield
+
+    @contextmanager
     def _collective(self, what: str, control: bool = False) -> Iterator[Links]:
         assert self._links is not None
         # Without gradients: gloo's gathering refuses its own views otherwise (torch 2.15, beside FSDP2's groups).
@@ -180,12 +189,14 @@ def rows_of(total: int, index: int, parts: int) -> slice:
 
 
 @contextmanager
-def open_mesh(device: torch.device, shard: int, timeout_seconds: float, say: Callable[[str], None]) -> Iterator[Mesh]:
+def open_mesh(
+    device: torch.device, shard: int, timeout_seconds: float, say: Callable[[str], None], stage: str = "federate"
+) -> Iterator[Mesh]:
     """The mesh of this launch (see `launch.this_place`), closed at the end also when a rank is dead.
 
     A collective waits at most `timeout_seconds` for the slowest rank, the start longer (`meet.START`). A default
-    process group that exists is used and kept. `say` takes one line from rank 0. Raises UserError when `shard` does
-    not divide the world.
+    process group that exists is used and kept. `say` takes one line from rank 0, `stage` is named in errors. Raises
+    UserError when `shard` does not divide the world.
     """
     place, found = this_place(), dist.is_initialized()
     if found:
@@ -198,8 +209,8 @@ def open_mesh(device: torch.device, shard: int, timeout_seconds: float, say: Cal
     if place.world == 1:
         yield Mesh(device=device)
         return
-    meeting = meet(place, device, timeout_seconds)
-    watch = Watch(meeting.store, place.rank, meeting.hosts, meeting.holds_store, timeout_seconds)
+    meeting = meet(place, device, timeout_seconds, stage)
+    watch = Watch(meeting.store, place.rank, meeting.hosts, meeting.holds_store, timeout_seconds, stage)
     groups: list[dist.ProcessGroup] = []
     failed = False
     try:

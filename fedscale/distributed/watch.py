@@ -33,9 +33,12 @@ class Watch:
     What may block is asked for on a thread and given up in time: a frozen rank 0 freezes the store too.
     """
 
-    def __init__(self, store: Store, rank: int, hosts: Sequence[str], holds_store: bool, timeout: float) -> None:
+    def __init__(
+        self, store: Store, rank: int, hosts: Sequence[str], holds_store: bool, timeout: float, stage: str = "federate"
+    ) -> None:
         self._store, self._asking = store, store.clone()  # one connection waits for one answer at a time
         self._rank, self._hosts, self._holds_store, self._timeout = rank, hosts, holds_store, timeout
+        self._stage = stage
         self._count, self._mark, self._place, self._since = 0, "the start", "the start", time.monotonic()
         self._verdict = ""
         self._stop = threading.Event()
@@ -136,7 +139,7 @@ class Watch:
     def _text(self, ranks: list[int], how: str) -> str:
         more = f" (and {len(ranks) - 1} more)" if len(ranks) > 1 else ""
         return (
-            f"federate: rank {ranks[0]} (host {self._hosts[ranks[0]]}){more} {how}; "
+            f"{self._stage}: rank {ranks[0]} (host {self._hosts[ranks[0]]}){more} {how}; "
             "see that rank's own output, then start the same command again: it resumes"
         )
 
