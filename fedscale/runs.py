@@ -41,6 +41,9 @@ PRETRAIN_ELSEWHERE = ("enabled", "save_every", "timeout", "tensorboard", "activa
 # Where and how federation is computed, which leaves its result alone (but for low-order bits: `shard`).
 FEDERATE_ELSEWHERE = ("shard", "store", "memory", "timeout", "checkpoint_every", "tensorboard")
 
+# Alignments between rounds (`every`) belong to federation's result.
+ALIGN_ELSEWHERE = ("enabled", "every", "timeout")
+
 # Inputs whose change adds to a stage's result: more images captioned, embeddings stored beside them.
 GROWING = ("caption.max_images ", "caption.features ", "caption.features.")
 
@@ -157,15 +160,23 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
         initial = stage_inputs(config, "pretrain") if config.pretrain.enabled else None
         evaluation = {k: v for k, v in whole["eval"].items() if k != "batch_size"}
         partition = whole["data"]["partition"]
-        return {**common, "partition": partition, "federate": federate, "eval": evaluation, "pretrain": initial}
+        inputs = {**common, "partition": partition, "federate": federate, "eval": evaluation, "pretrain": initial}
+        if config.align.between_rounds:
+            inputs |= {"align_every": config.align.every, **_alignment_inputs(config)}
+        return inputs
     if stage == "align":
-        return {
-            "federate": stage_inputs(config, "federate"),
-            "align": {k: v for k, v in whole["align"].items() if k != "enabled"},
-            "caption": stage_inputs(config, "caption"),
-            "teachers": {name: part for name, part in whole["teachers"].items() if name != "lm"},
-        }
+        return {"federate": stage_inputs(config, "federate"), **_alignment_inputs(config)}
     raise ValueError(f"no such stage: {stage}")
+
+
+def _alignment_inputs(config: Config) -> dict[str, Any]:
+    """What determines an alignment, the model to align aside."""
+    whole = to_dict(config)
+    return {
+        "align": {k: v for k, v in whole["align"].items() if k not in ALIGN_ELSEWHERE},
+        "caption": stage_inputs(config, "caption"),
+        "teachers": {name: part for name, part in whole["teachers"].items() if name != "lm"},
+    }
 
 
 def _entries(folder: Path) -> list[Path]:

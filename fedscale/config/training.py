@@ -84,7 +84,7 @@ class PretrainConfig:
     accumulation: int = 1  # backward passes that a step's images are cut into
     streams: int = 8  # shuffled streams that a step takes equal shares of; ranks and workers divide them up [D]
     workers: int = 0  # processes of each rank that read and decode; 0 = the rank itself
-    draft_decode: bool = True  # large JPEGs are decoded to 1/2, 1/4 or 1/8 of their sides; with teacher=live alone [D]
+    draft_decode: bool = True  # large JPEGs are decoded at 1/2, 1/4 or 1/8 of their sides; with teacher=live alone [D]
     lr: float = 1e-3  # AdamW, cosine decay to 0 after the warm-up
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of all steps
@@ -120,8 +120,8 @@ class PretrainConfig:
             self.batch_size >= self.streams * self.accumulation,
             "pretrain.batch_size",
             self.batch_size,
-            f"pretrain.streams={self.streams} times pretrain.accumulation={self.accumulation} images or more; raise it, "
-            "or lower one of these",
+            f"pretrain.streams={self.streams} times pretrain.accumulation={self.accumulation} images or more; raise it "
+            "or lower these",
         )
         for name in ("lr", "timeout"):
             require(getattr(self, name) > 0, f"pretrain.{name}", getattr(self, name), "above 0")
@@ -229,11 +229,19 @@ class AlignConfig:
     temperature: float = 3.0  # of p and q in the KL term [C: CLIP2FL]
     logit_scale: float = 100.0  # q = softmax(logit_scale · cosine) of the `clip` teacher [D]
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
+    every: int = 0  # federated rounds after which the server aligns too, n, 2n, …; 0 = after the last one alone [D]
+    timeout: float = 600.0  # seconds that ranks wait for one another
+
+    @property
+    def between_rounds(self) -> bool:
+        """Whether the global model is aligned also while it is federated."""
+        return self.enabled and self.every > 0
 
     def __post_init__(self) -> None:
         for name in ("images_per_class", "epochs", "batch_size"):
             require(getattr(self, name) >= 1, f"align.{name}", getattr(self, name), "1 or more")
-        for name in ("lr", "temperature", "logit_scale"):
+        require(self.every >= 0, "align.every", self.every, "0 (after the last round alone) or more")
+        for name in ("lr", "temperature", "logit_scale", "timeout"):
             require(getattr(self, name) > 0, f"align.{name}", getattr(self, name), "above 0")
         require(0 <= self.momentum < 1, "align.momentum", self.momentum, "a value from 0 to below 1")
         require(self.beta >= 0, "align.beta", self.beta, "0 or more")

@@ -128,6 +128,14 @@ class Pool:
         self.total: int = self._captions.total("n_ok")
         self.scanned = self.unreadable = 0
 
+    def identity(self) -> dict[str, Any]:
+        """What decides which images there are and in which order they come, the seed and the classes aside."""
+        shards = [
+            [e.shard.file, e.shard.sha256 or e.shard.index or e.shard.bytes, e.marker["output_sha256"]]
+            for e in self._entries
+        ]
+        return {"shards": shards, "left_out": {file: sorted(keys) for file, keys in self._left_out.items()}}
+
     def candidates(self, wanted: Callable[[int | None], bool] = lambda keyword: True) -> Iterator[Candidate]:
         """The images whose keyword's class is `wanted` when their turn comes; the others are not decoded."""
         for number in numpy_generator(self._seed, "align shards").permutation(len(self._entries)):

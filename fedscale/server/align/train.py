@@ -1,4 +1,4 @@
-"""The training loop of stage 3: balanced batches, SGD with a cosine learning rate, through Accelerate.
+"""The training loop of stage 3: balanced batches, SGD with a cosine learning rate, on any number of ranks.
 
 Batch norm is in training mode, so that its running statistics move to the balanced set. Tried on a model trained on
 long-tailed `shapes` (imbalance 50; 40 images a class): with its own statistics kept, accuracy fell to chance from lr
@@ -9,28 +9,24 @@ against 36.9 after 5 epochs, 58.0 against 59.3 after 15), so that this pass is l
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedscale import files
 from fedscale.config.schema import Config
 from fedscale.data.augment import augment, normalise
 from fedscale.data.balance import drawn_evenly
-from fedscale.device import pick_device
-from fedscale.distributed.accelerator import any_rank, make_accelerator
+from fedscale.distributed.mesh import Mesh
 from fedscale.errors import Stopped, UserError
 from fedscale.rng import numpy_generator, torch_generator
 from fedscale.server.align.draw import AlignmentSet
 from fedscale.server.align.loss import alignment_loss
 from fedscale.session import Session
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
+STEP_DRAWS = "align augment"
 MEANS = ("loss", "ce", "kl", "accuracy")  # of a metrics row; the accuracy is in percent, of y on augmented images
 
 
@@ -56,76 +52,106 @@ def cosine_lr(step: int, steps: int, peak: float) -> float:
     return peak * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def train(
-    model: nn.Module, data: AlignmentSet, num_classes: int, config: Config, folder: Path, session: Session
-) -> nn.Module:
-    """Train `model` on the set for `align.epochs` epochs, a metrics row each; returns it, in evaluation mode.
+class Trained(Protocol):
+    """A module with its optimiser: what this loop needs of `distributed.training.Training`."""
 
-    Raises UserError when the loss is not finite, Stopped after a signal (nothing is kept: the stage is short).
+    @property
+    def module(self) -> nn.Module: ...
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Add the gradient of this rank's addend of the batch's loss."""
+
+    def step(self, lr: float) -> Any:
+        """Update with the learning rate `lr`, and forget the gradients."""
+
+
+class Alone:
+    """A module and its optimiser in this process, whatever the launch."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module, self._optimizer = module, optimizer
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        loss.backward()
+
+    def step(self, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """SGD over the whole model."""
+    return torch.optim.SGD(model.parameters(), lr=config.align.lr, momentum=config.align.momentum)
+
+
+def train(
+    trained: Trained,
+    mesh: Mesh,
+    data: AlignmentSet,
+    num_classes: int,
+    config: Config,
+    seed: int,
+    session: Session,
+    log: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train on the set for `align.epochs` epochs, each rank on its part of every batch; `log` gets a row an epoch.
+
+    Order and augmentation are functions of `seed` alone. Raises UserError when the loss is not finite, Stopped after a
+    signal (nothing is kept: the training is short).
     """
     settings = config.align
-    accelerator = make_accelerator(pick_device(config), "no")
-    optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
-    trained = model  # kept: accelerate's unwrap_model would import deepspeed, which takes seconds
-    model, optimizer = accelerator.prepare(model, optimizer)
     epochs = [
-        balanced_batches(data.labels, num_classes, settings.images_per_class, settings.batch_size, config.seed, epoch)
+        balanced_batches(data.labels, num_classes, settings.images_per_class, settings.batch_size, seed, epoch)
         for epoch in range(settings.epochs)
     ]
     steps, step = sum(map(len, epochs)), 0
-    smallest, world = min(map(len, epochs[0])), accelerator.num_processes
-    if smallest < world:
+    smallest = min(map(len, epochs[0]))
+    if smallest < mesh.world:
         raise UserError(
-            f"align.batch_size={settings.batch_size}: makes batches of {smallest}, fewer than {world} processes"
+            f"align.batch_size={settings.batch_size}: makes batches of {smallest}, fewer than {mesh.world} processes"
         )
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    model.train()
+    trained.module.train()
     with session.reporter.task("align", steps, "steps") as task:
         for epoch, batches in enumerate(epochs, start=1):
-            sums = torch.zeros(len(MEANS), device=accelerator.device)
+            sums = torch.zeros(len(MEANS), dtype=torch.float64, device=mesh.device)
             for batch in batches:
-                if any_rank(accelerator, session.stop_requested):
-                    raise Stopped(f"align: stopped in epoch {epoch} of {settings.epochs}; the stage starts anew")
+                if mesh.any(session.stop_requested):
+                    raise Stopped(f"align: stopped in epoch {epoch} of {settings.epochs}; it starts anew")
                 lr = cosine_lr(step, steps, settings.lr)
-                sums += _one_step(accelerator, model, optimizer, data, batch, config, step, lr)
+                with mesh.watched(f"step {step + 1} of the alignment"):
+                    sums += _one_step(trained, mesh, data, batch, config, torch_generator(seed, STEP_DRAWS, step), lr)
                 step += 1
                 task.advance()
             images = sum(map(len, batches))
-            means = dict(zip(MEANS, (accelerator.reduce(sums, "sum") / images).tolist(), strict=True))
+            means = dict(zip(MEANS, (mesh.sum_over_clients(sums) / images).tolist(), strict=True))
             if not math.isfinite(means["loss"]):
                 raise UserError(f"align: the loss is {means['loss']} in epoch {epoch}; lower align.lr={settings.lr}")
-            if accelerator.is_main_process:
-                files.append_jsonl(folder / "metrics.jsonl", {"epoch": epoch, **means, "lr": lr})
+            log({"epoch": epoch, **means, "lr": lr})
             task.advance(0, note=f"loss {means['loss']:.3f}")
-    return trained.eval()
 
 
 def _one_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    trained: Trained,
+    mesh: Mesh,
     data: AlignmentSet,
     batch: np.ndarray,
     config: Config,
-    step: int,
+    draws: torch.Generator,
     lr: float,
 ) -> Tensor:
     """One optimiser step on this rank's part of the batch; returns the part's sums of MEANS."""
-    settings, device = config.align, accelerator.device
-    rank, world = accelerator.process_index, accelerator.num_processes
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    settings = config.align
     # Every rank augments the whole batch, so that the draws do not depend on the world's size.
-    draws = torch_generator(config.seed, "align augment", step)
-    images = augment(torch.from_numpy(data.images[batch]), settings.augment, draws)[rank::world].to(device)
-    own = torch.from_numpy(batch[rank::world])
-    labels = torch.from_numpy(data.labels)[own].to(device)
-    logits = model(normalise(images, config.data.mean, config.data.std))
-    teacher_logits = data.teacher_logits[own].to(device)
+    images = augment(torch.from_numpy(data.images[batch]), settings.augment, draws)[mesh.rank :: mesh.world]
+    own = torch.from_numpy(batch[mesh.rank :: mesh.world])
+    labels = torch.from_numpy(data.labels)[own].to(mesh.device)
+    shown = normalise(images.to(mesh.device), config.data.mean, config.data.std)
+    logits = trained.module(shown)
+    teacher_logits = data.teacher_logits[own].to(mesh.device)
     loss = alignment_loss(logits, teacher_logits, labels, settings.beta, settings.temperature)
-    # Gradients are averaged over the ranks; with this weight that is the mean over the batch, also of uneven parts.
-    accelerator.backward(loss.total * (len(own) * world / len(batch)))
-    optimizer.step()
-    optimizer.zero_grad()
+    trained.backward(loss.total * (len(own) / len(batch)))  # this rank's addend of the mean over the batch
+    trained.step(lr)
     right = 100.0 * (logits.argmax(1) == labels).float().mean()
-    return torch.stack([loss.total, loss.ce, loss.kl, right]).detach() * len(own)
+    return torch.stack([loss.total, loss.ce, loss.kl, right]).detach().double() * len(own)
