@@ -88,7 +88,7 @@ class Engine:
             return RoundResult(0.0, 0, [], 0, time.perf_counter() - began, 1.0)
         groups = groups_of(cohort, self.backend.lanes)
         report = _Report(len(cohort), len(groups), self.mesh.clients)
-        total = self._fresh_sum(report.size)
+        total = self.fresh_sum(report.size)
         weights = torch.tensor([self.method.weight(len(self.clients[c])) for c in cohort], dtype=torch.float64)
         weights /= weights.sum()
         placed = placement([self.costs.cost(self._steps(group)) for group in groups], self.mesh.clients)
@@ -111,7 +111,8 @@ class Engine:
         check_used(float(report.used.sum()), self.config.federate.aggregate.fraction_bits)
         return self._finish(number, cohort, groups, placed, weights, total, sections, report, began)
 
-    def _fresh_sum(self, report: int) -> RoundSum:
+    def fresh_sum(self, report: int) -> RoundSum:
+        """The sum of a round, at zero, with room for a report of so many numbers."""
         size = self._sum.means + report if self._sum else -1
         if self._sum is None or len(self._sum.accumulator.vector) != size:
             uploads = len(self.method.uploads)

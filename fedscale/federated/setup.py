@@ -19,9 +19,11 @@ from fedscale.data.store import ClientStore
 from fedscale.device import keep_freed_memory
 from fedscale.distributed.mesh import Mesh
 from fedscale.errors import UserError
-from fedscale.federated.backends import RoundStart
-from fedscale.federated.backends.choose import Choice, Workshop, cached_choice, described
+from fedscale.federated.backends import RoundStart, Trained
+from fedscale.federated.backends.choose import Choice, cached_choice, choose, described
 from fedscale.federated.backends.memory import free_bytes
+from fedscale.federated.backends.trials import Rehearsal
+from fedscale.federated.backends.workshop import Workshop
 from fedscale.federated.checkpoint import kept_tables, newest_table
 from fedscale.federated.client_state import ClientStates, next_launch
 from fedscale.federated.data import RoundData
@@ -131,8 +133,7 @@ def _choice(engine: Engine, workshop: Workshop, held: list[int], folder: Path | 
     else:
         steps = sum(local_steps(size, settings.batch_size, settings.local_epochs) for size in held if size) / len(held)
         total = steps * settings.rounds * settings.clients_per_round / engine.mesh.clients
-        start = _trial_start(engine)
-        choice = cached_choice(workshop, lambda: workshop.choose(lambda k: _trial_plan(engine, held, k), start, total))
+        choice = cached_choice(workshop, lambda: choose(workshop, _rehearsal(engine, held), total))
     _record(choice, settings, device, folder)
     return choice
 
@@ -166,18 +167,24 @@ def _recorded(settings: FederateConfig, device: torch.device, folder: Path | Non
     return Choice(saved["backend"], saved["lanes"], saved["seconds"])
 
 
+def _rehearsal(engine: Engine, held: list[int]) -> Rehearsal:
+    """Round 1's clients and sum, for trials."""
+    cohort, start = engine.cohort(1) or [int(np.argmax(held))], _trial_start(engine)
+    total, share = engine.fresh_sum(0), 1 / len(cohort)
+
+    def absorb(trained: Trained) -> None:
+        weights = torch.full((trained.plan.lanes,), share, dtype=torch.float64)
+        total.add(trained, engine.method.uploads, start.vector, weights, share)
+
+    return Rehearsal(cohort, lambda clients: engine.plan(1, clients), absorb, start, engine.server.vector.device)
+
+
 def _trial_start(engine: Engine) -> RoundStart:
     class Zeros:
         def read(self, client: int, role: str, out: torch.Tensor) -> None:
             out.zero_()
 
     return RoundStart(engine.server.vector.clone(), engine.server.broadcast_zeros(), Zeros())
-
-
-def _trial_plan(engine: Engine, held: list[int], lanes: int) -> Any:
-    """A group of `lanes` clients as round 1 has them."""
-    cohort = engine.cohort(1) or [int(np.argmax(held))]
-    return engine.plan(1, sorted((cohort * lanes)[:lanes], key=lambda client: -held[client]))
 
 
 def _client_states(engine: Engine, folder: Path, say: Callable[[str], None]) -> ClientStates:

@@ -1,5 +1,6 @@
-"""Which backend, and how many lanes: as the config says, or by timing a few real steps of each within the memory.
+"""Which backend, and how many lanes: as the config says, or by timing real steps of each within the memory.
 
+All candidates are timed shortly; those that come close to the fastest are timed again in turn, with more of a round.
 A choice is a measurement, so it is kept: with the run, which goes on with it after a restart, and for this machine,
 so that the same command computes with the same bits tomorrow.
 """
@@ -8,33 +9,27 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from fedscale import files
-from fedscale.config.schema import FederateConfig
 from fedscale.errors import UserError
-from fedscale.federated.backends.base import Backend, RoundStart
-from fedscale.federated.backends.batched import BatchedBackend
-from fedscale.federated.backends.graph import CompiledTrainer, GraphTrainer
+from fedscale.federated.backends.base import Backend
 from fedscale.federated.backends.loop import LoopBackend
-from fedscale.federated.backends.memory import free_bytes, is_out_of_memory, lane_bytes
-from fedscale.federated.backends.trainer import LaneTrainer
-from fedscale.federated.data import RoundData
-from fedscale.federated.flat import FlatLayout
-from fedscale.federated.lanes.convert import Form, batched_form, single_form
-from fedscale.federated.lanes.layers import Unsupported
-from fedscale.federated.methods import Method
-from fedscale.federated.plan import GroupPlan
+from fedscale.federated.backends.memory import is_out_of_memory
+from fedscale.federated.backends.trials import Rehearsal
+from fedscale.federated.backends.workshop import Workshop
 
 LANES = (2, 4, 8, 16, 32, 64, 128)
 TIMED_STEPS = 4
-LONG_TRIAL = 2.0  # seconds after which a candidate is not timed again
+LONG_TRIAL = 1.0  # seconds after which a candidate is not timed again
+FINALISTS, CLOSE = 3, 1.3  # so many candidates, and no more than so many times the fastest, are timed again
+FINAL_SECONDS = 4.0  # of all finalists' trials together
+FINAL_TRIALS = (2, 9)  # least and most of each finalist, in turn; the fastest counts
+ALIKE = 1.03  # times the fastest: that is noise, and the most lanes are taken, which make the fewest groups
 WORTH_COMPILING = 900.0  # seconds that training is expected to take, below which torch.compile is not even tried
 
 
@@ -47,118 +42,126 @@ class Choice:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Workshop:
-    """What backends are made from. `say` takes a line for the log; `round_lanes` are the clients of a round."""
+def choose(workshop: Workshop, rehearsal: Rehearsal, total_steps: float) -> Choice:
+    """Time `loop` and `batched` (or `graph`) with a rehearsed round's clients and take the fastest.
 
-    model: nn.Module
-    layout: FlatLayout
-    like: Tensor
-    method: Method
-    settings: FederateConfig
-    data: RoundData
-    round_lanes: int
-    say: Callable[[str], None]
+    `total_steps` are the clients' steps that the run has before it, on this rank. The trials take 20 s at most (2 s for
+    each of up to 8 candidates, then FINAL_SECONDS), unless a step of all lanes takes seconds; compiling comes on top.
+    """
+    asked, on_gpu = workshop.settings.backend, workshop.on_gpu
+    trials = _Trials(replace(workshop, say=lambda line: None), rehearsal)
+    if asked in ("auto", "loop"):
+        trials.time("loop", 1)
+    if asked != "loop":
+        on_graphs = asked == "graph" or (asked == "auto" and on_gpu and workshop.data.resident)
+        slower = 0
+        for lanes in [workshop.settings.lanes] if workshop.settings.lanes else _candidates(workshop):
+            rate = trials.time("graph" if on_graphs else "batched", lanes)
+            slower = slower + 1 if rate > 1.05 * min(trials.seconds.values()) else 0
+            if slower == 2 and lanes > 4:  # more lanes have stopped to pay
+                break
+    trials.finals()
+    best = _fastest(trials.seconds)
+    if asked == "auto" and not on_gpu and trials.seconds[best] * total_steps > WORTH_COMPILING:
+        compiled = "graph:" + best.split(":")[1]
+        if 1.05 * trials.time(*_parts(compiled)) < trials.seconds[best]:
+            best = compiled
+    return Choice(*_parts(best), {name: round(value, 9) for name, value in trials.seconds.items()})
 
-    def make(self, backend: str, lanes: int) -> Backend:
-        """The backend. A model that it cannot run goes to `loop`, which is said; UserError where K does not fit."""
-        shape = self.data.image_shape
-        if backend == "loop":
-            form, reason = single_form(self.model, shape)
-            if reason:
-                self.say(f"federate: the model trains as it is, client by client ({reason})")
-            return LoopBackend(self._trainer(LaneTrainer, form, 1))
+
+def _candidates(workshop: Workshop) -> Iterator[int]:
+    for lanes in sorted({k for k in LANES if k < workshop.round_lanes} | {workshop.round_lanes}):
+        if lanes > 1 and workshop.fits(lanes):
+            yield lanes
+
+
+def _parts(name: str) -> tuple[str, int]:
+    backend, _, lanes = name.partition(":")
+    return backend, int(lanes)
+
+
+def _fastest(seconds: dict[str, float]) -> str:
+    """The candidate with most lanes among those that are as fast as the fastest, but for noise."""
+    close = [name for name, value in seconds.items() if value <= ALIKE * min(seconds.values())]
+    return max(close, key=lambda name: _parts(name)[1])
+
+
+class _Trials:
+    """What was measured of each candidate `backend:lanes`: `seconds` of a client's step, infinite without memory."""
+
+    def __init__(self, workshop: Workshop, rehearsal: Rehearsal) -> None:
+        self.workshop, self.rehearsal = workshop, rehearsal
+        self.seconds: dict[str, float] = {}
+
+    def time(self, backend: str, lanes: int) -> float:
+        """A candidate by itself: one group's first steps, the fastest of four trials."""
+        known = min(self.seconds.values(), default=0.0) * lanes
+        steps = TIMED_STEPS if not known else max(1, min(TIMED_STEPS, int(LONG_TRIAL / 2 / known)))
+        name, timed = f"{backend}:{lanes}", list[float]()
         try:
-            form, reason = batched_form(self.model, shape)
-        except Unsupported as unsupported:
-            self.say(f"federate.backend={backend}: no other backend than loop can run this model ({unsupported})")
-            return self.make("loop", 1)
-        if reason:
-            self.say(f"federate.backend={backend}: through torch.func.vmap ({reason})")
-        kind = LaneTrainer if backend == "batched" else GraphTrainer if self._on_gpu else CompiledTrainer
-        self._check_fits(lanes)
-        return BatchedBackend(lambda k: self._trainer(kind, form, k), lanes, backend, self.settings.aggregate.exact)
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.like.device.type == "cuda"
-
-    def _trainer(self, kind: type[LaneTrainer], form: Form, lanes: int) -> LaneTrainer:
-        return kind(form, self.layout, lanes, self.like, self.method, self.settings, self.data)
-
-    def needed_bytes(self, lanes: int) -> int:
-        """Bytes of the lanes' buffers and of a backward pass's gradients."""
-        return lanes * lane_bytes(self.layout, self.method, self.settings, self.like.element_size())
-
-    def _check_fits(self, lanes: int) -> None:
-        needed, free = self.needed_bytes(lanes), free_bytes(self.like.device)
-        if needed > free * self.settings.memory:
-            fits = max(1, int(free * self.settings.memory) // self.needed_bytes(1))
-            raise UserError(
-                f"federate.lanes={lanes}: needs {needed / 2**30:.1f} GiB, expected at most {self.settings.memory:.0%} "
-                f"of the {free / 2**30:.1f} GiB that are free; at most federate.lanes={fits}, or raise federate.memory"
-            )
-
-    def choose(self, plan: Callable[[int], GroupPlan], start: RoundStart, total_steps: float) -> Choice:
-        """Time `loop` and `batched` (or `graph`) and take the fastest; `plan(K)` is a real group of K clients.
-
-        `total_steps` are the clients' steps that the run has before it, on this rank.
-        """
-        asked, wanted = self.settings.backend, self.settings.lanes
-        seconds: dict[str, float] = {}
-        if asked in ("auto", "loop"):
-            seconds["loop:1"] = self._timed("loop", 1, plan, start)
-        if asked != "loop":
-            family = (
-                "graph" if asked == "graph" or (asked == "auto" and self._on_gpu and self.data.resident) else "batched"
-            )
-            slower = 0
-            for lanes in [wanted] if wanted else self._candidates():
-                seconds[f"{family}:{lanes}"] = rate = self._timed(family, lanes, plan, start)
-                slower = slower + 1 if rate > 1.15 * min(seconds.values()) else 0
-                if slower == 2 and lanes > 4:  # more lanes have stopped to pay
+            made = self._made(name)
+            for _ in range(5 if made else 0):  # the first warms up
+                timed.append(self.rehearsal.seconds(made, lanes, steps))  # type: ignore[arg-type]
+                if sum(timed) * lanes * steps > LONG_TRIAL and len(timed) > 1:
                     break
-        best = min(seconds, key=lambda name: seconds[name])
-        if asked == "auto" and not self._on_gpu and seconds[best] * total_steps > WORTH_COMPILING:
-            lanes = int(best.split(":")[1])
-            seconds[f"graph:{lanes}"] = 1.05 * self._timed("graph", lanes, plan, start)
-            best = min(seconds, key=lambda name: seconds[name])
-        backend, _, number = best.partition(":")
-        return Choice(backend, int(number), {name: round(value, 9) for name, value in seconds.items()})
-
-    def _candidates(self) -> Iterator[int]:
-        for lanes in sorted({k for k in LANES if k < self.round_lanes} | {self.round_lanes}):
-            fits = self.needed_bytes(lanes) <= free_bytes(self.like.device) * self.settings.memory
-            if lanes > 1 and fits:
-                yield lanes
-
-    def _timed(self, backend: str, lanes: int, plan: Callable[[int], GroupPlan], start: RoundStart) -> float:
-        """Seconds of one client's step, the fastest of four trials; infinite when the memory does not suffice."""
-        quiet = Workshop(**{**self.__dict__, "say": lambda line: None})
-        try:
-            made = quiet.make(backend, lanes)
-            if isinstance(made, LoopBackend) and backend != "loop":
-                return float("inf")
-            whole = plan(lanes)
-            warm, timed = whole.first_steps(TIMED_STEPS), []
-            for _ in range(5):  # the first warms up
-                self._synchronise()
-                began = time.perf_counter()
-                for _trained in made.train(start, warm):
-                    pass
-                self._synchronise()
-                timed.append((time.perf_counter() - began) / warm.total_steps)
-                if sum(timed) * warm.total_steps > LONG_TRIAL and len(timed) > 1:
-                    break
-            return min(timed[1:])
         except Exception as error:
-            if is_out_of_memory(error):
-                return float("inf")
-            raise
+            if not is_out_of_memory(error):
+                raise
+            timed = []
+        self.seconds[name] = min(timed[1:], default=float("inf"))
+        return self.seconds[name]
 
-    def _synchronise(self) -> None:
-        if self._on_gpu:
-            torch.cuda.synchronize(self.like.device)
+    def finals(self) -> None:
+        """The candidates close to the fastest, in turn, each with the same clients: all of a round, if it is short.
+
+        They stand in memory together; what does not fit beside the fastest is left out.
+        """
+        names = self._finalists()
+        if len(names) < 2:
+            return
+        clients, steps, trials = self._extent(names)
+        timed: dict[str, list[float]] = {name: [] for name in names}
+        try:
+            backends = {name: made for name in names if (made := self._made(name))}
+            for turn in range(trials + 1):  # the first warms up
+                for name, backend in backends.items():
+                    value = self.rehearsal.seconds(backend, clients, steps)
+                    timed[name] += [value] if turn else []
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return
+        self.seconds |= {name: min(values) for name, values in timed.items()}
+        # Those that were left out were measured otherwise: they must not win by it.
+        behind = max(self.seconds[name] for name in names)
+        self.seconds |= {n: max(v, behind) for n, v in self.seconds.items() if n not in timed}
+
+    def _finalists(self) -> list[str]:
+        chosen: list[str] = []
+        for name in sorted(self.seconds, key=lambda each: self.seconds[each]):
+            close = self.seconds[name] <= CLOSE * min(self.seconds.values()) < float("inf")
+            if close and len(chosen) < FINALISTS and self.workshop.fits(*[_parts(n)[1] for n in [*chosen, name]]):
+                chosen.append(name)
+        return chosen
+
+    def _extent(self, names: Sequence[str]) -> tuple[int, int, int]:
+        """Clients, steps and number of trials, so that all take about FINAL_SECONDS or less."""
+        rate, (least, most) = min(self.seconds.values()), FINAL_TRIALS
+        each = FINAL_SECONDS / len(names) / (least + 1)
+        clients, rehearsal = len(self.rehearsal.cohort), self.rehearsal
+        if rate * rehearsal.num_steps(clients) > each:
+            clients = min(clients, max(_parts(name)[1] for name in names))
+        whole = rate * rehearsal.num_steps(clients)
+        longest = rehearsal.plan(rehearsal.cohort[:1]).total_steps
+        steps = longest if whole <= each else max(1, int(longest * each / whole))
+        trial = whole * steps / longest
+        return clients, steps, max(least, min(most, int(FINAL_SECONDS / len(names) / max(trial, 1e-9)) - 1))
+
+    def _made(self, name: str) -> Backend | None:
+        """The backend; None where it cannot run the model and `loop` would stand in for it."""
+        backend, lanes = _parts(name)
+        made = self.workshop.make(backend, lanes)
+        return None if isinstance(made, LoopBackend) and backend != "loop" else made
 
 
 def cached_choice(workshop: Workshop, choose: Callable[[], Choice]) -> Choice:
@@ -183,7 +186,7 @@ def cached_choice(workshop: Workshop, choose: Callable[[], Choice]) -> Choice:
     try:
         found = files.read_json(path)
         return Choice(found["backend"], int(found["lanes"]), dict(found["seconds"]))
-    except (UserError, KeyError, TypeError, ValueError):
+    except (UserError, OSError, KeyError, TypeError, ValueError):
         choice = choose()
     try:
         files.write_json(path, asdict(choice))
