@@ -61,7 +61,7 @@ def test_the_student_sees_the_very_view_whose_embedding_it_is_given(captioned):
     run(config, captioned.run, Session())
     stream, clip = PairStream(config, captioned.manifest, captioned.run), load_clip(CLIP)
     batches = stream.batches(0, 39)
-    first, second = next(batches), next(batches)
+    (first,), (second,) = next(batches), next(batches)
     for batch in (first, second):
         assert batch.augmented and batch.seen is not None
         assert torch.allclose(clip.encode_images(batch.images), batch.seen, atol=2e-3)

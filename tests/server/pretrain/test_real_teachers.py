@@ -74,6 +74,7 @@ def config_of(manifest: Manifest, teachers: TeachersConfig, engine: str, how: st
         pretrain=PretrainConfig(
             epochs=3,
             batch_size=6,
+            streams=2,
             language_model=how,
             contrastive_weight=0.5,
             visual_tokens=2,
