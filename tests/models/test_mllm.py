@@ -75,6 +75,15 @@ def test_classes_are_scored_alike_in_one_or_several_parts(mllm, images, monkeypa
     torch.testing.assert_close(mllm.class_log_likelihoods(images, QUESTION, CLASSES), whole, atol=1e-4, rtol=1e-4)
 
 
+def test_images_are_encoded_once_however_many_parts_the_classes_make(mllm, images, monkeypatch):
+    monkeypatch.setattr("fedscale.models.mllm.MAX_ROWS", 18)  # three classes at once
+    encoded = []
+    hook = mllm.model.model.vision_tower.register_forward_hook(lambda tower, inputs, out: encoded.append(len(out[0])))
+    mllm.class_log_likelihoods(images, QUESTION, CLASSES)
+    hook.remove()
+    assert len(CLASSES) > 3 and encoded == [len(images)]
+
+
 def test_the_language_model_alone_is_the_one_inside(mllm):
     language, tokenizer = mllm.language_model()
     ids = tokenizer(mllm.prompt_text(QUESTION, with_image=False), return_tensors="pt")["input_ids"]

@@ -18,14 +18,16 @@ from tests.server.align.support import POOL, SIZE, World, colour_teacher, make_d
 
 @pytest.fixture
 def make_world(tmp_path: Path):
-    def make(pool: list[tuple[int, str, bytes | None]] = POOL) -> World:
+    def make(pool: list[tuple[int, str, bytes | None]] = POOL, norm: str = "batch", **settings) -> World:
         manifest = make_data(tmp_path / "data", pool)
-        config = Config(name="t", out=str(tmp_path / "runs"), device="cpu", model=ModelConfig(width=4))
+        config = Config(name="t", out=str(tmp_path / "runs"), device="cpu", model=ModelConfig(width=4, norm=norm))
         config = dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, dir=str(manifest.root), image_size=SIZE),
             caption=dataclasses.replace(config.caption, engine="template"),
-            align=AlignConfig(images_per_class=6, epochs=8, batch_size=6, lr=0.05, augment="flip"),
+            align=AlignConfig(
+                **{"images_per_class": 6, "epochs": 8, "batch_size": 6, "lr": 0.05, "augment": "flip", **settings}
+            ),
             eval=dataclasses.replace(
                 config.eval, groups=dataclasses.replace(config.eval.groups, many_classes=1, few_classes=1)
             ),
