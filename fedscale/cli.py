@@ -110,9 +110,15 @@ def _show_captions(config: Config, as_json: bool) -> None:
 
 @app.command()
 @exits
-def pretrain(words: Words, dry_run: DryRun = False) -> None:
-    """Stage 1b: pretrain the compact model by Dynamic Weighted Distillation."""
-    _run_stage_command("pretrain", words, dry_run)
+def pretrain(
+    words: Words,
+    dry_run: DryRun = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Keep a torch.profiler trace of a few steps in pretrain/trace.json.")
+    ] = False,
+) -> None:
+    """Stage 1b: pretrain the compact model by Dynamic Weighted Distillation, on one process or many."""
+    _run_stage_command("pretrain", words, dry_run, **({"profile": True} if profile else {}))
 
 
 @app.command()
@@ -202,5 +208,8 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    local_rank: Annotated[
+        int | None, typer.Option("--local_rank", hidden=True, help="What the deepspeed launcher adds.")
+    ] = None,
 ) -> None:
     pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,18 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     batch, device = len(images), images.device
     offsets = torch.randint(0, 2 * PAD + 1, (2, batch), generator=generator) if kind == "crop_flip" else None
     flipped = torch.rand(batch, generator=generator) < 0.5
+    return crop_and_flip(images, None if offsets is None else offsets.to(device), flipped.to(device))
+
+
+def augment_each(images: Tensor, kind: str, numbers: Sequence[int]) -> Tensor:
+    """`augment` by one uniform number of 0 to 2^62 for each image, so that its draw depends on no other image."""
+    if kind == "none":
+        return images
+    drawn = torch.tensor(numbers, dtype=torch.int64)
+    flipped, drawn = drawn % 2 == 1, drawn // 2
+    sides = 2 * PAD + 1
+    offsets = torch.stack([drawn % sides, drawn // sides % sides]) if kind == "crop_flip" else None
+    device = images.device
     return crop_and_flip(images, None if offsets is None else offsets.to(device), flipped.to(device))
 
 

@@ -19,7 +19,7 @@ from fedscale.house import find
 
 TRUE = ("1", "true", "yes")
 IN_FORCE = {  # Accelerate's DistributedType of each strategy
-    "single": {"NO"},
+    "single": {"NO", "MULTI_GPU", "MULTI_CPU"},  # a launcher may start one process too
     "ddp": {"MULTI_GPU", "MULTI_CPU"},
     "fsdp2": {"FSDP"},
     "deepspeed": {"DEEPSPEED"},

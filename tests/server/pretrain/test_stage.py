@@ -19,11 +19,12 @@ from fedscale.data.images import encode_png
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.shards import Sample, write_shard
 from fedscale.errors import Stopped, UserError
-from fedscale.models import initial_model
+from fedscale.models import initial_model, language
 from fedscale.runs import RunFolder
 from fedscale.server import caption
 from fedscale.server.pretrain import data as pretrain_data
 from fedscale.server.pretrain import stage as pretrain
+from fedscale.server.pretrain import trainer
 from fedscale.server.pretrain.data import PairStream
 from fedscale.session import Session
 
@@ -103,18 +104,20 @@ def manifest(tmp_path: Path) -> Manifest:
 
 @pytest.fixture(autouse=True)
 def teachers(monkeypatch) -> None:
-    monkeypatch.setattr(pretrain, "load_clip", lambda config, device: FakeClip())
-    monkeypatch.setattr(pretrain, "load_mllm", lambda config, device: FakeMllm())
+    monkeypatch.setattr(trainer, "load_clip", lambda config, device: FakeClip())
+    monkeypatch.setattr(language, "load_mllm", lambda config, device: FakeMllm())
 
 
 def config_of(manifest: Manifest, **settings) -> Config:
     config = Config(name="t", model=ModelConfig(width=4), device="cpu")
-    small = {"epochs": 2, "batch_size": 6, "language_model": "frozen", "save_every": 4, "visual_tokens": 2, "lr": 1e-2}
+    small = {"epochs": 2, "batch_size": 6, "streams": 2, "language_model": "frozen", "save_every": 4, "lr": 1e-2}
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, dir=str(manifest.root), image_size=SIZE),
         caption=dataclasses.replace(config.caption, engine="template"),
-        pretrain=PretrainConfig(**{**small, "probe": ProbeConfig(enabled=False), "augment": "flip", **settings}),
+        pretrain=PretrainConfig(
+            **{**small, "visual_tokens": 2, "probe": ProbeConfig(enabled=False), "augment": "flip", **settings}
+        ),
     )
 
 
@@ -149,7 +152,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 def keys_of(stream: PairStream, config: Config, start: int, steps: int, **split) -> list[float]:
     """Each image's mean, which tells images of these pictures apart, over some steps."""
     batches = stream.batches(start, config.pretrain.batch_size, **split)
-    return [float(image.float().mean()) for _ in range(steps) for image in next(batches).images]
+    return [float(image.float().mean()) for _ in range(steps) for image in next(batches)[0].images]
 
 
 def test_it_exports_f_alone_and_logs_every_step(manifest, tmp_path):
@@ -276,7 +279,7 @@ def test_two_ranks_together_see_what_one_sees(manifest, tmp_path):
 def test_the_kind_of_text_changes_over_epochs_and_covers_all(manifest, tmp_path):
     config, run = captioned(manifest, tmp_path / "run")
     batches = PairStream(config, manifest, run).batches(0, 36)
-    asked = [[dialogue[0][0] for dialogue in next(batches).dialogues] for _ in range(2)]
+    asked = [[dialogue[0][0] for dialogue in next(batches)[0].dialogues] for _ in range(2)]
     assert len(set(asked[0])) == len(config.caption.kinds) and asked[0] != asked[1]
 
 

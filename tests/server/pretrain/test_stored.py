@@ -20,6 +20,7 @@ from fedscale.house import PACKAGE
 from fedscale.runs import RunFolder
 from fedscale.server import caption
 from fedscale.server.pretrain import stage as pretrain
+from fedscale.server.pretrain import trainer
 from fedscale.session import Session
 from tests.server.caption.support import Captioned, make_pool, sample
 
@@ -34,6 +35,7 @@ def config_of(captioned: Captioned, teacher: str) -> Config:
     settings = PretrainConfig(
         epochs=2,
         batch_size=6,
+        streams=2,
         language_model="frozen",
         contrastive_weight=1.0,
         teacher=teacher,
@@ -52,7 +54,7 @@ def test_stored_and_live_teachers_give_the_same_training(tmp_path, monkeypatch):
         caption.run(config, run, Session())
         with monkeypatch.context() as patch:
             if teacher == "stored":
-                patch.setattr(pretrain, "load_clip", lambda *_: pytest.fail("the stored teacher is not loaded"))
+                patch.setattr(trainer, "load_clip", lambda *_: pytest.fail("the stored teacher is not loaded"))
             pretrain.run(config, run, Session())
     live, stored = (files.read_jsonl(run.stage("pretrain") / "metrics.jsonl") for run in runs.values())
     assert len(live) == len(stored) == 8

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fedscale.config.schema import LoraConfig, ModelConfig, PretrainConfig
 from fedscale.errors import UserError
 from fedscale.models import build_model
-from fedscale.server.pretrain.task import Distillation, contrastive_loss
+from fedscale.server.pretrain.task import Distillation, Whole, contrastive_loss
 from fedscale.server.pretrain.text import IGNORED, TextEncoder, Tokens
 
 TEACHER_DIM = 6
@@ -47,6 +47,10 @@ def make_task(**settings) -> tuple[Distillation, tuple]:
     return task, (torch.randn(3, 3, 8, 8), F.normalize(torch.randn(3, TEACHER_DIM), dim=-1), tokens)
 
 
+def whole_of(tokens: Tokens) -> Whole:
+    return Whole(len(tokens.ids), int((tokens.labels != IGNORED).sum()))
+
+
 def gradient(module: torch.nn.Module) -> float:
     return sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None)
 
@@ -75,7 +79,7 @@ def test_a_long_answer_is_cut_and_a_long_question_refused():
 def test_the_losses_are_those_of_the_method(alpha):
     """Against the formulas written out token by token."""
     task, (images, teacher, tokens) = make_task(feature_weight=2.0)
-    losses = task(images, teacher, tokens, alpha)
+    losses = task(images, teacher, tokens, alpha, whole_of(tokens))
     with torch.no_grad():
         h_f = task.student_projector(task.student.features(images))
         h_g = task.teacher_projector(teacher)
@@ -99,7 +103,7 @@ def test_the_losses_are_those_of_the_method(alpha):
 def test_alpha_moves_the_language_models_lesson_from_clips_projector_to_f():
     for alpha, student_learns, teacher_learns in ((0.0, False, True), (1.0, True, False), (0.5, True, True)):
         task, inputs = make_task()
-        task(*inputs, alpha)["lm"].backward()
+        task(*inputs, alpha, whole_of(inputs[2]))["lm"].backward()
         assert (gradient(task.student) > 0) is student_learns
         assert (gradient(task.student_projector) > 0) is student_learns
         assert (gradient(task.teacher_projector) > 0) is teacher_learns
@@ -107,7 +111,7 @@ def test_alpha_moves_the_language_models_lesson_from_clips_projector_to_f():
 
 def test_the_feature_loss_pulls_f_to_clip_and_not_clip_to_f():
     task, inputs = make_task()
-    task(*inputs, 0.5)["feature"].backward()
+    task(*inputs, 0.5, whole_of(inputs[2]))["feature"].backward()
     assert gradient(task.student) > 0 and gradient(task.student_projector) > 0
     assert gradient(task.teacher_projector) == 0
 
@@ -124,13 +128,13 @@ def test_the_language_model_is_frozen_adapted_or_trained(how, trained):
     else:
         assert names and all("lora_" in name for name in names)
         assert not any("lm_head" in name for name in names)
-    task(*inputs, 0.5)["loss"].backward()
+    task(*inputs, 0.5, whole_of(inputs[2]))["loss"].backward()
     assert (gradient(task.language_model) > 0) is (trained != "none")
 
 
 def test_the_classifier_takes_no_part():
     task, inputs = make_task()
-    task(*inputs, 0.5)["loss"].backward()
+    task(*inputs, 0.5, whole_of(inputs[2]))["loss"].backward()
     assert gradient(task.student.classifier) == 0
     assert not any(p.requires_grad for p in task.student.classifier.parameters())
 
@@ -141,21 +145,50 @@ def test_the_contrastive_loss_is_lowest_for_the_right_pairs():
     matched = contrastive_loss(images, images, scale)
     assert matched < contrastive_loss(images, images.roll(1, 0), scale)
     logits = scale.exp() * F.normalize(images, dim=-1) @ F.normalize(images, dim=-1).T
-    expected = -(logits.log_softmax(0).diag().mean() + logits.log_softmax(1).diag().mean()) / 2
+    expected = -(logits.log_softmax(0).diag().sum() + logits.log_softmax(1).diag().sum()) / 2
     assert float(matched) == pytest.approx(float(expected))
     assert float(contrastive_loss(images, images, torch.tensor([50.0]))) < 1e-3, "the scale is capped, not infinite"
 
 
 def test_the_contrastive_term_trains_f_and_its_scale_and_is_absent_without_a_weight():
     task, inputs = make_task(contrastive_weight=0.5)
-    losses = task(*inputs, 0.5, F.normalize(torch.randn(3, TEACHER_DIM), dim=-1))
+    losses = task(*inputs, 0.5, whole_of(inputs[2]), F.normalize(torch.randn(3, TEACHER_DIM), dim=-1))
     assert float(losses["loss"].detach()) == pytest.approx(
         float((losses["lm"] + losses["feature"] + 0.5 * losses["contrastive"]).detach())
     )
     losses["contrastive"].backward()
     assert gradient(task.student) > 0 and task.logit_scale.shape == (1,) and task.logit_scale.grad is not None
     without, inputs = make_task()
-    assert "contrastive" not in without(*inputs, 0.5)
+    assert "contrastive" not in without(*inputs, 0.5, whole_of(inputs[2]))
+
+
+def test_the_parts_of_a_step_add_up_to_its_mean_over_all_answer_tokens():
+    """A short answer in one part, two longer ones in the other: a mean of the parts' means is another loss."""
+    task, (images, teacher, tokens) = make_task()
+    task.eval()
+    with torch.no_grad():
+        whole = whole_of(tokens)
+        together = task(images, teacher, tokens, 0.5, whole)
+        parts = []
+        for rows in (slice(0, 1), slice(1, 3)):
+            part = Tokens(tokens.ids[rows], tokens.labels[rows])
+            parts.append((task(images[rows], teacher[rows], part, 0.5, whole), whole_of(part)))
+    for name in ("lm", "feature", "loss"):
+        assert float(sum(losses[name] for losses, _ in parts)) == pytest.approx(float(together[name]), rel=1e-5)
+    means = [float(losses["lm"]) * whole.answer_tokens / part.answer_tokens for losses, part in parts]
+    assert abs(sum(means) / 2 - float(together["lm"])) > 1e-3
+
+
+def test_activation_checkpointing_gives_the_same_gradients_and_recomputes():
+    found = {}
+    for checkpointing in (False, True):
+        task, inputs = make_task(activation_checkpointing=checkpointing)
+        calls = []
+        task.language_model.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        task(*inputs, 0.5, whole_of(inputs[2]))["loss"].backward()
+        found[checkpointing] = [p.grad for p in task.parameters() if p.grad is not None]
+        assert len(calls) == 1 + checkpointing
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[False], found[True], strict=True))
 
 
 def test_padding_changes_no_loss():
@@ -163,5 +196,6 @@ def test_padding_changes_no_loss():
     task.eval()
     longer = Tokens(F.pad(tokens.ids, (0, 3), value=1), F.pad(tokens.labels, (0, 3), value=IGNORED))
     with torch.no_grad():
-        first, second = task(images, teacher, tokens, 0.5), task(images, teacher, longer, 0.5)
+        whole = whole_of(tokens)
+        first, second = task(images, teacher, tokens, 0.5, whole), task(images, teacher, longer, 0.5, whole)
     assert float(first["lm"]) == pytest.approx(float(second["lm"]), rel=1e-5)
