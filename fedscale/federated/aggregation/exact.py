@@ -7,7 +7,7 @@ A value counts as q = rint(double(v)·w·2^bits), ties to even. This is also the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from fedscale.errors import UserError
 from fedscale.federated.aggregation import kernels
 from fedscale.federated.aggregation.fixed_point import MAGIC, VALUE_LIMIT, biases
-from fedscale.federated.aggregation.lanes import PIECE, checked, pieces, runs
+from fedscale.federated.aggregation.lanes import PIECE, checked, runs
 from fedscale.federated.aggregation.norms import Clip
 
 SUM_LIMIT = 2.0**62
@@ -72,24 +72,35 @@ class ExactAccumulator:
         self._add(blocks, offsets, own * self._scale)
         if starts is not None and slices:
             # Lane by lane, though it is the same vector: the sum of a group's weights would depend on the grouping.
-            self._add([part.expand(len(starts), -1) for part in slices], offsets, starts * self._scale)
+            self._add([part[None] for part in slices], offsets, starts * self._scale)
 
     def mean(self, total_weight: float, dtype: torch.dtype) -> Tensor:
         assert total_weight > 0, "mean of no client"
         return self.vector.double().div_(total_weight * self._scale).to(dtype)
 
     def _add(self, blocks: Sequence[Tensor], offsets: Sequence[int], scaled: Tensor) -> None:
-        if self._scratch is None:
-            self._scratch = torch.empty(PIECE, dtype=torch.float64, device=self.vector.device)
+        """Add blocks [K, n_i], or [1, n_i] for all lanes."""
         column = scaled[:, None].to(self.vector.device)
         spans = [(first, last, column[first:last], biases(last - first)) for first, last in runs(scaled)]
         for block, offset in zip(blocks, offsets, strict=True):
             for first, last, weight, excess in spans:
-                for at, piece in pieces(block[first:last], self._scratch):
-                    # Two operations, never one fused: a fused one rounds once, and not every machine has it.
-                    piece.mul_(weight).add_(MAGIC)
+                for at, piece in self._biased(block if len(block) == 1 else block[first:last], weight):
                     begin = offset + at
                     self.vector[begin : begin + piece.shape[1]] += piece.view(torch.int64).sum(0).sub_(excess)
+
+    def _biased(self, block: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Columns of rint(block · weight [K, 1]) + MAGIC in pieces [K, c], each valid until the next."""
+        if self._scratch is None:
+            self._scratch = torch.empty(PIECE, dtype=torch.float64, device=self.vector.device)
+        lanes = len(weight)
+        width = PIECE // lanes
+        assert width, f"{lanes} lanes at once; at most {PIECE} fit the scratch memory"
+        for number, columns in enumerate(block.split(width, dim=1)):
+            count = columns.shape[1]
+            piece = self._scratch[: lanes * count].view(lanes, count)
+            source = columns.double() if len(block) < lanes else piece.copy_(columns)
+            # Two operations, never one fused: a fused one rounds once, and not every machine has it.
+            yield number * width, torch.mul(source, weight, out=piece).add_(MAGIC)
 
     def _limits(self, blocks: Sequence[Tensor], weights: Tensor, bounds: Tensor | None) -> list[float]:
         """What no |value| of each lane exceeds: its bound where that is low enough, else its largest value itself."""
