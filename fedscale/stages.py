@@ -59,7 +59,12 @@ def needed(config: Config) -> list[str]:
 
 def prerequisites(config: Config, stage: str) -> list[str]:
     """The stages whose results `stage` reads."""
-    wanted = {"caption": [], "pretrain": ["caption"], "federate": ["pretrain"], "align": ["caption", "federate"]}[stage]
+    wanted = {
+        "caption": [],
+        "pretrain": ["caption"],
+        "federate": ["caption", "pretrain"] if config.align.between_rounds else ["pretrain"],
+        "align": ["caption", "federate"],
+    }[stage]
     return [name for name in wanted if name in needed(config)]
 
 
@@ -93,7 +98,8 @@ def run_stage(config: Config, stage: str, session: Session, again: bool = False,
     use_threads(config)
     began = time.perf_counter()
     runner: Runner = import_module(MODULES[stage]).run
-    summary = runner(_with_teachers(config, stage, session), RunFolder.of(config), session, **options)
+    located, run = _with_teachers(config, stage, session), RunFolder.of(config)
+    summary = runner(located, run, session, **handed(located, run, stage), **options)
     seconds = time.perf_counter() - began
     if summary is None:
         return
@@ -104,13 +110,23 @@ def run_stage(config: Config, stage: str, session: Session, again: bool = False,
     session.reporter.say(f"{stage}: done in {seconds:.1f} s")
 
 
+def handed(config: Config, run: RunFolder, stage: str) -> dict[str, Any]:
+    """What a stage is given of another's, since no stage imports another."""
+    if stage == "federate" and config.align.between_rounds:
+        from fedscale.server.align.between import BetweenRounds
+
+        return {"after_round": BetweenRounds(config, run)}
+    return {}
+
+
 def _as_saved(summary: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(summary))
 
 
 def _with_teachers(config: Config, stage: str, session: Session) -> Config:
     """The config with its teachers replaced by those trained offline, where it asks for that."""
-    if stage not in WITH_TEACHERS or not config.teachers.offline.enabled:
+    wanted = stage in WITH_TEACHERS or (stage == "federate" and config.align.between_rounds)
+    if not wanted or not config.teachers.offline.enabled:
         return config
     from fedscale.teachers.offline import ensure_offline_teachers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.torch import load_file
@@ -30,12 +30,28 @@ from fedscale.runs import RunFolder
 from fedscale.session import Session
 
 
-def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any] | None:
+class AfterRound(Protocol):
+    """What the server does with the global model between two rounds. Every rank calls every method."""
+
+    def prepare(self, manifest: Manifest, mesh: Mesh, session: Session) -> None:
+        """Make ready what it needs, before the first round."""
+
+    def due(self, number: int) -> bool:
+        """Whether it does anything after round `number`."""
+
+    def align(self, number: int, state: dict[str, Tensor], mesh: Mesh, session: Session) -> None:
+        """Change the model's state in place on the main rank, as a function of state and round alone."""
+
+
+def run(
+    config: Config, run: RunFolder, session: Session, after_round: AfterRound | None = None
+) -> dict[str, Any] | None:
     """Federate for `federate.rounds` rounds and write `federate/model.safetensors` and `evaluation.json`.
 
-    As one of the launched ranks; all but the main one are silent and return None. Raises UserError when the pretrained
-    weights it should start from are missing, or when every client diverged; Stopped after a signal, with the last
-    finished round saved; RankLost when another rank is gone.
+    As one of the launched ranks; all but the main one are silent and return None. `after_round` may change the global
+    model between rounds, which evaluation, checkpoints and the next round's clients then see. Raises UserError when the
+    pretrained weights it should start from are missing, or when every client diverged; Stopped after a signal, with the
+    last finished round saved; RankLost when another rank is gone.
     """
     device, settings = pick_device(config), config.federate
     with (
@@ -46,12 +62,14 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any] | No
         folder = run.stage("federate")
         manifest, train, judged = _open_data(config, mesh, reporter)
         partition = _partition(config, train, folder, mesh, reporter)
+        if after_round:  # before memory is shared out among lanes: teachers take some for a while
+            after_round.prepare(manifest, mesh, Session(reporter, session.stop))
         model = starting_model(config, manifest, run)
         counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
         data = open_round_data(config, train, mesh.device, reporter.say)
         engine = build_engine(config, model, data, partition.clients, mesh, folder, reporter.say)
         engine.interrupted = lambda: session.stop_requested
-        stage = _Stage(config, engine, counters, judged, manifest, train, folder, session, reporter)
+        stage = _Stage(config, engine, counters, judged, manifest, train, folder, session, reporter, after_round)
         try:
             summary = stage.carry_out()
         finally:
@@ -86,7 +104,9 @@ class _Stage:
         folder: Path,
         session: Session,
         reporter: Reporter,
+        after_round: AfterRound | None,
     ) -> None:
+        self.after_round = after_round
         self.config, self.engine, self.counters, self.judged = config, engine, counters, judged
         self.class_names, self.folder, self.session, self.reporter = manifest.class_names, folder, session, reporter
         self.counts = np.bincount(train.labels, minlength=len(manifest.class_names)).tolist()
@@ -104,6 +124,8 @@ class _Stage:
             task.advance(finished)
             for number in range(finished + 1, rounds + 1):
                 result = self._round(number)
+                if self.after_round and self.after_round.due(number):
+                    self._change(number, self.after_round)
                 due = number % self.config.eval.every == 0 or number == rounds
                 if due:
                     evaluation = self.evaluate()
@@ -133,6 +155,19 @@ class _Stage:
         self.steps += result.steps
         self.seconds += result.seconds
         return result
+
+    def _change(self, number: int, after_round: AfterRound) -> None:
+        """Let `after_round` change the global model, and give every rank what the main one made of it."""
+        engine, host, mesh = self.engine, self.engine.host, self.engine.mesh
+        whole = host.whole_of(engine.server.vector).clone()
+        counters = {name: counter.clone() for name, counter in self.counters.items()}
+        state = counters | host.whole_layout.views(whole)  # complete, and of this the views alone come back
+        try:
+            after_round.align(number, state, mesh, self.session)
+        except Stopped:
+            rounds, saved = self.config.federate.rounds, self._saved()
+            raise Stopped(f"federate: stopped in what follows round {number}; {saved} of {rounds} are saved") from None
+        engine.server.vector = host.slice_of(mesh.broadcast_object(whole.cpu())).to(engine.server.vector)
 
     def _saved(self) -> int:
         found = checkpoints.newest(self.folder, "round")
