@@ -3,15 +3,18 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.federated.engine_support import REPOSITORY, make_engine, settings, torchrun, trained
+from tests.federated.test_metrics import metrics_rows, tensorboard_rows
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +73,8 @@ def test_without_exact_sums_two_ranks_agree_closely(tmp_path: Path) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which one process federated from beginning to end."""
     folder = tmp_path_factory.mktemp("world")
-    done = subprocess.run([sys.executable, "-m", "fedscale", *RUN], cwd=folder, capture_output=True, text=True)
+    words = [sys.executable, "-m", "fedscale", *RUN, "federate.tensorboard=true"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -89,6 +93,25 @@ def test_every_launcher_gives_the_bytes_of_one_process(launcher: str, undisturbe
     done = subprocess.run([sys.executable, *words], cwd=undisturbed, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert model(undisturbed, launcher) == model(undisturbed)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_the_deepspeed_launcher_gives_the_bytes_of_one_process(undisturbed: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", port, "--module"]
+    words = [sys.executable, *launcher, "fedscale", *RUN, "out=deepspeed"]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(words, cwd=undisturbed, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert model(undisturbed, "deepspeed") == model(undisturbed)
+
+
+def test_tensorboard_has_the_rows_of_a_whole_run(undisturbed: Path) -> None:
+    folder = stage(undisturbed, "runs")
+    assert len(metrics_rows(folder)) == 8
+    assert tensorboard_rows(folder) == metrics_rows(folder)
 
 
 def test_ranks_started_by_slurm_give_the_bytes_of_one_process(undisturbed: Path) -> None:
