@@ -36,7 +36,7 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(EXIT_REQUEUE) from None
         except Exception as error:
             if _is_lost_rank(error):
-                complain(f"error: {error}; the same command resumes from the last checkpoint")
+                complain(f"error: {error}")  # which says that the same command resumes
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(EXIT_BUG)  # torch may abort, or wait, while it tears down groups with a dead rank

@@ -1,12 +1,25 @@
 """One thread a test process: several workers on few cores, and the same arithmetic everywhere. And an S3 server."""
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+STALE = 300.0  # seconds after which whoever compiled is taken for dead: torch would wait for it without end
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """DeepSpeed's compiled operation, a minute's work, is kept between runs; a lock that a killed one left is not."""
+    if not hasattr(config, "workerinput"):
+        for lock in COMPILED.rglob("lock"):
+            if time.time() - lock.stat().st_mtime > STALE:
+                lock.unlink(missing_ok=True)
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(COMPILED))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -16,10 +29,8 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What this machine chose before is neither read nor changed; what DeepSpeed compiled, which takes a minute, is."""
+    """What this machine chose before is neither read nor changed."""
     before = os.environ.get("XDG_CACHE_HOME")
-    compiled = Path(before or Path.home() / ".cache") / "torch_extensions"
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(compiled))
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     yield
     os.environ.pop("XDG_CACHE_HOME")

@@ -1,6 +1,7 @@
-"""Several processes. Stages 1 and 3 on Accelerate: `accelerator`, the one factory, and `state`, what checkpoints hold.
+"""Several processes, brought together by `mesh`: `launch` reads who they are from any launcher, `meet` brings them to
+one another, `links` are their groups, `watch` names a rank that is lost.
 
-Stage 2 on `mesh`, ranks as clients × shard: `launch` reads who they are from any launcher, `meet` brings them together,
-`links` are their groups, `watch` names a rank that is lost. Importing this package brings in neither accelerate nor
-torch.distributed.
+Stage 2 cuts the mesh as clients × shard. Stages 1b and 3 train on it through `training`, under the strategy that
+`strategy` reads off the launch: `accelerator` makes it, `state`, `zero` and `checkpoint` keep it, `batch_norm` and
+`rows` see all ranks' samples. Importing this package brings in neither accelerate nor torch.distributed.
 """

@@ -51,11 +51,11 @@ class Training:
         _check_covered(module, optimizer)
         units = repeated_blocks(module)
         self.mesh, self._accumulation, self._max_norm = mesh, accumulation, max_norm
-        self.strategy = asked_strategy(os.environ)
+        self._tracks = False
         self.accelerator = make_accelerator(
             mesh.device, mixed_precision, units, micro_batch, accumulation, max_norm, tracked
         )
-        self.strategy = asked_strategy(os.environ)
+        self.strategy = asked_strategy(os.environ)  # `make_accelerator` has made sure that it is in force
         if mesh.world > 1:  # before the module is wrapped (DeepSpeed #502)
             module = _synchronised(module, mesh.device)
         self._plain = module  # accelerate's unwrap_model would import deepspeed, which takes seconds

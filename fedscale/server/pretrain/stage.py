@@ -90,6 +90,7 @@ def _trained(
         "images": pairs.num_pairs,
         "skipped": pairs.num_skipped,
         "trainable_parameters": trainer.num_trainable,
+        "parameter_bytes": trainer.parameter_bytes,  # that the main rank holds between steps
         "images_per_second": trained / (time.perf_counter() - began) if trained else None,
         **trainer.watch.shares(),
         **trainer.last_losses(),

@@ -71,6 +71,7 @@ class Trainer:
             max_norm=settings.clip_grad_norm,
             tracked=folder / "tensorboard" if settings.tensorboard else None,
         )
+        self.parameter_bytes = self._training.parameter_bytes()
         self.watch = Stopwatch(mesh.device)
         self.step = self._resume()
 

@@ -173,6 +173,22 @@ def test_it_exports_f_alone_and_logs_every_step(manifest, tmp_path):
     assert files.read_json(run.stage("pretrain") / "step_12" / "train_state.json")["samples_seen"] == 72
 
 
+def test_event_files_hold_the_rows_and_a_profile_is_kept(manifest, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config, run = captioned(manifest, tmp_path / "run", tensorboard=True)
+    summary = pretrain.run(config, run, Session(), profile=True)
+    folder = run.stage("pretrain")
+    events = EventAccumulator(str(next(folder.glob("tensorboard/**/events.*")).parent))
+    events.Reload()
+    rows = files.read_jsonl(folder / "metrics.jsonl")
+    for name in ("loss", "lr", "grad_norm", "data_wait", "teacher_share"):
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx({row["step"]: row[name] for row in rows}, rel=1e-6), name
+    assert any("aten::" in event.get("name", "") for event in files.read_json(folder / "trace.json")["traceEvents"])
+    assert 0 < summary["teacher_share"] < 1 and 0 < summary["data_wait"] < 1
+
+
 def test_it_does_not_load_deepspeed_unasked(manifest, tmp_path, monkeypatch):
     """It takes seconds, and accelerate imports it in several places as soon as it is installed."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
