@@ -18,6 +18,7 @@ from fedscale.config.schema import FederateConfig
 from fedscale.distributed.batch_norm import SyncedBatchNorm, synchronise_batch_norms
 from fedscale.distributed.mesh import Mesh
 from fedscale.federated.backends.base import Interrupted, RoundStart, Trained
+from fedscale.federated.backends.optimise import descend
 from fedscale.federated.backends.trainer import broadcast_blocks, fill_roles
 from fedscale.federated.data import RoundData
 from fedscale.federated.flat import Entry, FlatLayout, placed
@@ -149,7 +150,7 @@ class ShardedBackend:
 
     def _step(self, staged: Any, step: int, size: int) -> Tensor:
         """One optimiser step on this rank's part of the batch; returns its share of the batch's mean loss."""
-        mesh, settings, model = self.sharded.mesh, self.settings, self.sharded.model
+        mesh, model = self.sharded.mesh, self.sharded.model
         images, labels = self.data.batch(staged, step, 0, 1, size, channels_last=False, dtype=self._row.dtype)
         mine = torch.arange(mesh.shard_index, size, mesh.shard, device=labels.device)
         counted = torch.ones(max(1, len(mine)), dtype=self._row.dtype, device=labels.device)
@@ -163,13 +164,7 @@ class ShardedBackend:
             # FSDP averages gradients over the row; with this factor that is the gradient of the batch's mean.
             (losses.sum() * (mesh.shard / size)).backward()
         gradients = Blocks(self._gradient(p)[None] for p in self.sharded.parameters.values())
-        if self.method.adjusts:
-            self.method.adjust(self._view, gradients)
-        if settings.weight_decay:
-            gradients.add_(self._view.parameters, alpha=settings.weight_decay)
-        if settings.momentum:
-            gradients = self._view["momentum"].mul_(settings.momentum).add_(gradients)
-        self._view.parameters.sub_(gradients, alpha=settings.lr)
+        descend(self.method, self._view, gradients)
         model.zero_grad(set_to_none=True)
         return losses.detach().double().sum()[None] / size
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedscale.federated.backends.base import Interrupted, RoundStart, Trained
+from fedscale.federated.backends.optimise import descend
 from fedscale.federated.lanes.direct import Sink
 from fedscale.federated.lanes.state import Blocks, LaneState, LaneView
 from fedscale.federated.plan import GroupPlan
@@ -113,13 +114,12 @@ class LaneTrainer:
     @torch.no_grad()
     def update(self, view: LaneView, losses: Tensor) -> None:
         """Backward, and the optimiser's step."""
-        settings = self.settings
         with torch.enable_grad():
             # Direct layers' weights are asked for too, though None comes back: it is what makes backward visit them.
             found = torch.autograd.grad(losses.sum(), view.parameters, allow_unused=True)
         if self.plain:
             moved = [(p, g) for p, g in zip(view.parameters, found, strict=True) if g is not None]
-            torch._foreach_add_([p for p, _ in moved], [g for _, g in moved], alpha=-settings.lr)
+            torch._foreach_add_([p for p, _ in moved], [g for _, g in moved], alpha=-self.settings.lr)
             return
         direct = self.form.lanes.gradients
         gradients = Blocks(
@@ -131,13 +131,7 @@ class LaneTrainer:
             for entry, parameter, gradient in zip(self.layout.parameters, view.parameters, found, strict=True)
         )
         _disentangle(gradients)
-        if self.method.adjusts:
-            self.method.adjust(view, gradients)
-        if settings.weight_decay:
-            gradients.add_(view.parameters, alpha=settings.weight_decay)
-        if settings.momentum:
-            gradients = view["momentum"].mul_(settings.momentum).add_(gradients)
-        view.parameters.sub_(gradients, alpha=settings.lr)
+        descend(self.method, view, gradients)
 
 
 def _disentangle(gradients: Blocks) -> None:

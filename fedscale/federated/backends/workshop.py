@@ -17,7 +17,8 @@ from fedscale.federated.backends.memory import free_bytes, lane_bytes
 from fedscale.federated.backends.trainer import LaneTrainer
 from fedscale.federated.data import RoundData
 from fedscale.federated.flat import FlatLayout
-from fedscale.federated.lanes.convert import Form, batched_form, single_form
+from fedscale.federated.lanes.check import batched_form, single_form
+from fedscale.federated.lanes.convert import Form
 from fedscale.federated.lanes.layers import Unsupported
 from fedscale.federated.methods import Method
 

@@ -21,7 +21,8 @@ from fedscale.federated.cohort import by_steps
 from fedscale.federated.data import RoundData
 from fedscale.federated.draws import client_keys, draw, keep_mask
 from fedscale.federated.flat import FlatLayout, FlatModel
-from fedscale.federated.lanes.convert import Form, LaneForm, PlainForm, VmapForm, checked
+from fedscale.federated.lanes.check import checked
+from fedscale.federated.lanes.convert import Form, LaneForm, PlainForm, VmapForm
 from fedscale.federated.methods import METHODS
 from fedscale.federated.plan import GroupPlan, local_steps, plan_group
 from fedscale.models import ResNet8

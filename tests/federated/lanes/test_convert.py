@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedscale.federated.flat import FlatLayout
-from fedscale.federated.lanes.convert import (
-    Form,
-    LaneForm,
-    PlainForm,
-    VmapForm,
-    batched_form,
-    checked,
-    single_form,
-)
+from fedscale.federated.lanes.check import batched_form, checked, single_form
+from fedscale.federated.lanes.convert import Form, LaneForm, PlainForm, VmapForm
 from fedscale.federated.lanes.layers import Unsupported
 from fedscale.federated.lanes.state import LaneState
 from fedscale.models import ResNet8
