@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fedscale.data.store import ClientStore
 from fedscale.device import keep_freed_memory
 from fedscale.distributed.mesh import Mesh
 from fedscale.errors import UserError
-from fedscale.federated.backends import RoundStart, Trained
+from fedscale.federated.backends import Backend, RoundStart, Trained
 from fedscale.federated.backends.choose import Choice, cached_choice, choose, described
 from fedscale.federated.backends.memory import free_bytes
 from fedscale.federated.backends.trials import Rehearsal
@@ -28,7 +28,7 @@ from fedscale.federated.checkpoint import kept_tables, newest_table
 from fedscale.federated.client_state import ClientStates, next_launch
 from fedscale.federated.data import RoundData
 from fedscale.federated.engine import Engine
-from fedscale.federated.flat import FlatLayout, FlatModel
+from fedscale.federated.flat import FlatLayout, FlatModel, ModelHost
 from fedscale.federated.methods import METHODS, Method
 from fedscale.federated.plan import local_steps
 from fedscale.federated.server import ServerState
@@ -56,69 +56,69 @@ def build_engine(
         keep_freed_memory()
     if settings.precision != "fp32" and mesh.device.type == "cpu":
         say(f"federate.precision={settings.precision}: on a CPU clients train in fp32")
-    if settings.shard > 1:
-        engine = _sharded_engine(config, model, data, clients, mesh, method, folder, say)
-    else:
-        engine = _whole_engine(config, model, data, clients, mesh, method, folder, say)
+    parts = _Parts(config, model, data, clients, mesh, method, folder, say)
+    engine = _sharded_engine(parts) if settings.shard > 1 else _whole_engine(parts)
     if method.client_state:
         assert folder is not None, f"{method.name} keeps client state; it needs a folder"
         engine.states = _client_states(engine, folder, say)
     return engine
 
 
-def _whole_engine(
-    config: Config,
-    model: nn.Module,
-    data: RoundData,
-    clients: Sequence[np.ndarray],
-    mesh: Mesh,
-    method: Method,
-    folder: Path | None,
-    say: Callable[[str], None],
-) -> Engine:
+@dataclass(frozen=True)
+class _Parts:
+    """What both kinds of engines are made from."""
+
+    config: Config
+    model: nn.Module
+    data: RoundData
+    clients: Sequence[np.ndarray]
+    mesh: Mesh
+    method: Method
+    folder: Path | None
+    say: Callable[[str], None]
+
+    def engine(self, backend: Backend | None, host: ModelHost, server: ServerState) -> Engine:
+        """The engine; a backend that is yet to be chosen by trials with the engine itself may be missing."""
+        return Engine(self.config, self.method, backend, self.data, self.clients, host, server, self.mesh)  # type: ignore[arg-type]
+
+
+def _whole_engine(parts: _Parts) -> Engine:
     """Each rank holds whole models; the backend is the config's, or chosen by trial on the main rank."""
-    settings, flat = config.federate, FlatModel(model.to(mesh.device))
-    held = [len(rows) for rows in clients]
-    most = min(settings.clients_per_round, len(clients))
-    workshop = Workshop(flat.model, flat.layout, flat.vector, method, settings, data, most, say)
+    settings, method, mesh = parts.config.federate, parts.method, parts.mesh
+    flat = FlatModel(parts.model.to(mesh.device))
+    held = [len(rows) for rows in parts.clients]
+    most = min(settings.clients_per_round, len(held))
+    workshop = Workshop(flat.model, flat.layout, flat.vector, method, settings, parts.data, most, parts.say)
     server = ServerState(flat.layout, method, mesh, flat.vector.clone())
-    engine = Engine(config, method, None, data, clients, flat, server, mesh)  # type: ignore[arg-type]
-    choice = mesh.broadcast_object(_choice(engine, workshop, held, folder) if mesh.is_main else None)
+    engine = parts.engine(None, flat, server)
+    choice = mesh.broadcast_object(_choice(engine, workshop, held, parts.folder) if mesh.is_main else None)
     engine.backend = workshop.make(choice.backend, choice.lanes)
-    say(described(choice))
+    parts.say(described(choice))
     return engine
 
 
-def _sharded_engine(
-    config: Config,
-    model: nn.Module,
-    data: RoundData,
-    clients: Sequence[np.ndarray],
-    mesh: Mesh,
-    method: Method,
-    folder: Path | None,
-    say: Callable[[str], None],
-) -> Engine:
+def _sharded_engine(parts: _Parts) -> Engine:
     """Each rank holds its slice of a client's model, cut by FSDP2."""
     from fedscale.federated.sharded import ShardedBackend, ShardedModel  # only here: FSDP2 takes a second to import
 
+    settings, model, method, mesh = parts.config.federate, parts.model, parts.method, parts.mesh
     layout = FlatLayout.of(model)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         whole = torch.zeros(layout.size, dtype=next(model.parameters()).dtype)
         for name, view in layout.views(whole).items():
             view.copy_(state[name])
-    if mesh.is_main and _recorded(config.federate, mesh.device, folder) is None:
-        _record(Choice("sharded", 1, {}), config.federate, mesh.device, folder)
+    if mesh.is_main and _recorded(settings, mesh.device, parts.folder) is None:
+        _record(Choice("sharded", 1, {}), settings, mesh.device, parts.folder)
     sharded = ShardedModel(model, mesh)
     vector = sharded.slice_of(whole).to(mesh.device)
-    backend = ShardedBackend(sharded, vector, method, config.federate, data)
+    backend = ShardedBackend(sharded, vector, method, settings, parts.data)
     server = ServerState(sharded.layout, method, mesh, vector)
-    say(
+    parts.say(
         f"federate: a client's model on {mesh.shard} ranks, {sharded.num_bytes / 2**20:.1f} MiB of parameters each, "
         f"{mesh.clients} clients at once"
     )
-    return Engine(config, method, backend, data, clients, sharded, server, mesh)
+    return parts.engine(backend, sharded, server)
 
 
 def _choice(engine: Engine, workshop: Workshop, held: list[int], folder: Path | None) -> Choice:
