@@ -7,6 +7,7 @@ clips and steps, where a whole weight is to be had.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -59,7 +60,10 @@ class Training:
         if mesh.world > 1:  # before the module is wrapped (DeepSpeed #502)
             module = _synchronised(module, mesh.device)
         self._plain = module  # accelerate's unwrap_model would import deepspeed, which takes seconds
-        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        with warnings.catch_warnings():
+            # torch 2.15 renames it; the name that accelerate knows is the one of all versions.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self._check_in_force()
 
     @property

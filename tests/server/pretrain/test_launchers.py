@@ -5,6 +5,7 @@ A small pool of the demo, its own teachers, a group-norm student.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,18 @@ def test_a_killed_rank_is_named_by_the_other_and_the_run_goes_on_from_its_checkp
     assert process.returncode != 0 and "error: pretrain: rank 1 (host" in said and "was lost" in said, said[-3000:]
     pretrained(folder, "killed", TORCHRUN, "pretrain.save_every=2")
     assert_same(folder, "one", "killed")
+
+
+def test_a_cut_shard_is_one_clear_line_on_every_rank_that_reads_it_and_none_hangs(folder):
+    """And it is the only shard there: two ranks read parts of it."""
+    (whole,) = (folder / "shards").glob("shapes-*")
+    cut = folder / "cut"
+    shutil.copytree(whole, cut)
+    shard = cut / "pool" / "00000.tar"
+    os.truncate(shard, shard.stat().st_size // 2)
+    process = started(folder, "cut-run", TORCHRUN, f"data.dir={cut}")
+    said, _ = process.communicate(timeout=120)
+    assert f"error: {shard}: not a whole shard" in said and "exitcode:2" in said.replace(" ", ""), said[-3000:]
 
 
 def last_rank(launcher: subprocess.Popen[str]) -> int:
