@@ -15,6 +15,7 @@ from fedscale.distributed import meet
 from fedscale.distributed.links import backend_for
 from fedscale.distributed.mesh import RankLost, open_mesh, rows_of
 from fedscale.errors import UserError
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 3.0  # seconds that a rank waits for the others in these tests
@@ -95,12 +96,6 @@ except RankLost as error:
     print(f"{{time.monotonic() - since:.1f}} s, {{error}}", flush=True)
     os._exit(7)  # as the command line does: torch may abort while it tears down groups with a dead rank
 """
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def start(script: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.ports import free_port
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +30,7 @@ WORDS = [
 ]  # fmt: skip
 TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "fedscale"]
 ACCELERATE = ["accelerate", "launch", "--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no"]
-DEEPSPEED = ["deepspeed", "--num_accelerators", "2", "--module", "fedscale"]
+DEEPSPEED = ["deepspeed", "--num_accelerators", "2"]
 
 
 def started(folder: Path, name: str, launcher: list[str], *words: str) -> subprocess.Popen[str]:
@@ -79,13 +81,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
 def test_accelerate_launch_trains_as_one_process(folder, strategy):
     config_file = ["--config_file", str(ROOT / "launch" / "accelerate" / f"{strategy}.yaml")]
-    pretrained(folder, f"accelerate-{strategy}", [*ACCELERATE, *config_file, "-m", "fedscale"])
+    where = ["--main_process_port", free_port()]
+    pretrained(folder, f"accelerate-{strategy}", [*ACCELERATE, *config_file, *where, "-m", "fedscale"])
     assert_same(folder, "one", f"accelerate-{strategy}")
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero3"])
 def test_the_deepspeed_launcher_trains_as_one_process(folder, strategy):
-    pretrained(folder, f"deepspeed-{strategy}", DEEPSPEED, f"launch=launch/deepspeed/{strategy}.json")
+    launcher = [*DEEPSPEED, "--master_port", free_port(), "--module", "fedscale"]
+    pretrained(folder, f"deepspeed-{strategy}", launcher, f"launch=launch/deepspeed/{strategy}.json")
     assert_same(folder, "one", f"deepspeed-{strategy}")
 
 
