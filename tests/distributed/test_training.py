@@ -45,8 +45,7 @@ def test_two_ranks_train_as_one_process_in_float64_with_batch_norm(tmp_path, alo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulation", ["1", "4"])
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize(("strategy", "accumulation"), [("zero1", "4"), ("zero2", "1"), ("zero2", "4"), ("zero3", "4")])
 def test_two_ranks_train_as_one_process_in_float32(tmp_path, alone, strategy, accumulation):
     words = ["--accumulation", accumulation]
     assert_same(alone(*words), trained(tmp_path, 2, strategy, *words), 1e-5)
@@ -61,7 +60,7 @@ def test_a_rank_of_two_holds_about_half_of_the_parameters(tmp_path, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
 def test_bf16_trains(tmp_path, strategy):
     found = trained(tmp_path, 2, strategy, "--precision", "bf16")
     assert sum(found.losses[5:]) < sum(found.losses[:5])
