@@ -138,9 +138,9 @@ except (Stopped, UserError) as error:
 
 
 def _wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not true():
-        assert time.monotonic() < deadline, "it takes more than a minute"
+        assert time.monotonic() < deadline, "it takes more than five minutes"
         time.sleep(0.01)
 
 
@@ -182,7 +182,7 @@ def test_a_signal_ends_the_build_and_leaves_nothing(
         os.killpg(half_built.pid, number)  # as a terminal's Ctrl-C does
     else:
         half_built.send_signal(number)
-    _, errors = half_built.communicate(timeout=60)
+    _, errors = half_built.communicate(timeout=300)
     assert errors == f"Stopped: building x: stopped by {number.name}, nothing is left of it\n"
     assert list(tmp_path.iterdir()) == []
     assert not any(map(_runs, workers))
@@ -193,7 +193,7 @@ def test_a_killed_worker_ends_the_build_and_leaves_nothing(half_built: subproces
     workers = _workers(half_built)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    _, errors = half_built.communicate(timeout=60)
+    _, errors = half_built.communicate(timeout=300)
     assert errors.startswith("UserError: jobs=2: a worker process was killed")
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
