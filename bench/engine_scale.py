@@ -118,7 +118,7 @@ def population(words: list[str]) -> None:
     }  # fmt: skip
     config = overlaid(Config(), {"data": {"partition": {"clients": clients}}, "federate": federate})
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name, 16), 10)  # type: ignore[arg-type]
+    model = build_model(ModelConfig(name, 16), 10)
     data = RoundData(images, labels, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, "flip")
     engine = build_engine(config, model, data, held, Mesh())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -103,13 +103,7 @@ def _trainer(config: Config, run: RunFolder, name: str) -> Step:
     pairs = PairStream(config, open_pool(config.data, session.reporter), run)
     trainer = Trainer(config, manifest, pairs, run.path / name, Mesh())
     batches = pairs.batches(0, config.pretrain.batch_size)
-    trainer._training.module.train()
-
-    def step() -> None:
-        trainer._one_step(batches)
-        trainer.step += 1
-
-    return step
+    return lambda: trainer.one_step(batches)
 
 
 def _bare(config: Config, run: RunFolder) -> Step:

@@ -128,10 +128,3 @@ def _deepspeed(micro_batch: int, accumulation: int, max_norm: float) -> Any:
     plugin.gradient_accumulation_steps = accumulation
     plugin.gradient_clipping = max_norm
     return plugin
-
-
-def any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set on any rank, the same answer on all of them (a signal may reach only one)."""
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)

@@ -17,6 +17,7 @@ from fedscale.data.partition import Partition, make_partition
 from fedscale.data.store import ClientStore, open_store
 from fedscale.device import pick_device
 from fedscale.distributed.mesh import Mesh, open_mesh, rows_of
+from fedscale.distributed.waiting import by_main
 from fedscale.errors import Stopped, UserError
 from fedscale.evaluation import Evaluation, evaluate
 from fedscale.federated.backends import OutOfMemory
@@ -60,7 +61,7 @@ def run(
     ):
         reporter: Reporter = session.reporter if mesh.is_main else SilentReporter()
         folder = run.stage("federate")
-        manifest, train, judged = _open_data(config, mesh, reporter)
+        manifest, train, judged = _open_data(config, mesh, Session(reporter, session.stop))
         partition = _partition(config, train, folder, mesh, reporter)
         if after_round:  # before memory is shared out among lanes: teachers take some for a while
             after_round.prepare(manifest, mesh, Session(reporter, session.stop))
@@ -224,19 +225,16 @@ class _Stage:
         return {"rounds": self.config.federate.rounds, **evaluation.scores(), "diverged": self.diverged}
 
 
-def _open_data(config: Config, mesh: Mesh, reporter: Reporter) -> tuple[Manifest, ClientStore, ClientStore]:
+def _open_data(config: Config, mesh: Mesh, session: Session) -> tuple[Manifest, ClientStore, ClientStore]:
     """The shards and stores; the main rank builds what is missing before the others look."""
 
-    def opened() -> tuple[Manifest, ClientStore, ClientStore]:
+    def opened(session: Session) -> tuple[Manifest, ClientStore, ClientStore]:
+        reporter, size, limit = session.reporter, config.data.image_size, config.data.max_corrupt
         manifest = ensure_shards(config.data, reporter)
-        size, limit = config.data.image_size, config.data.max_corrupt
         train = open_store(manifest, "train", size, reporter, limit)
         return manifest, train, open_store(manifest, config.eval.split, size, reporter, limit)
 
-    if mesh.is_main:
-        found = opened()
-    mesh.barrier("the data")
-    return found if mesh.is_main else opened()
+    return by_main(mesh, session, opened) or opened(session)
 
 
 def _partition(config: Config, train: ClientStore, folder: Path, mesh: Mesh, reporter: Reporter) -> Partition:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedscale.distributed.batch_norm import SyncedBatchNorm, synchronise_batch_norms
-from tests.federated.engine_support import torchrun
+from tests.launching import torchrun
 
 RANKS = """
 import copy

@@ -15,7 +15,7 @@ from fedscale.distributed import meet
 from fedscale.distributed.links import backend_for
 from fedscale.distributed.mesh import RankLost, open_mesh, rows_of
 from fedscale.errors import UserError
-from tests.ports import free_port
+from tests.launching import free_port, torchrun
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 3.0  # seconds that a rank waits for the others in these tests
@@ -105,13 +105,9 @@ def start(script: Path, environment: dict[str, str], *arguments: str) -> subproc
     )  # fmt: skip
 
 
-def torchrun(folder: Path, program: str, ranks: int) -> str:
+def said_by(folder: Path, program: str, ranks: int) -> str:
     (folder / "ranks.py").write_text(program)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0",
-         "--nproc-per-node", str(ranks), str(folder / "ranks.py")],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = torchrun(ranks, folder / "ranks.py")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -171,12 +167,12 @@ def test_parts_cover_every_row_once(total, parts):
 
 @pytest.mark.slow
 def test_four_ranks_sum_over_the_clients_axis_alone(tmp_path):
-    assert sorted(torchrun(tmp_path, SUMS, 4).split("\n"))[-4:] == [f"fine {rank}" for rank in range(4)]
+    assert sorted(said_by(tmp_path, SUMS, 4).split("\n"))[-4:] == [f"fine {rank}" for rank in range(4)]
 
 
 @pytest.mark.slow
 def test_a_process_group_that_exists_is_used_and_kept(tmp_path):
-    assert "fine 0" in torchrun(tmp_path, FOUND, 2)
+    assert "fine 0" in said_by(tmp_path, FOUND, 2)
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from fedscale.distributed.training import repeated_blocks
 from fedscale.models import ResNet8
 from tests.distributed.training_support import Trained, trained
 
+DEEPSPEED = [("zero1", "4"), ("zero2", "1"), ("zero2", "4"), ("zero3", "4"), ("zero3_offload", "1")]
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Callable[..., Trained]:
@@ -45,7 +47,10 @@ def test_two_ranks_train_as_one_process_in_float64_with_batch_norm(tmp_path, alo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "accumulation"), [("zero1", "4"), ("zero2", "1"), ("zero2", "4"), ("zero3", "4")])
+@pytest.mark.parametrize(
+    ("strategy", "accumulation"),
+    [("zero1", "4"), ("zero2", "1"), ("zero2", "4"), ("zero3", "4"), ("zero3_offload", "1")],
+)
 def test_two_ranks_train_as_one_process_in_float32(tmp_path, alone, strategy, accumulation):
     words = ["--accumulation", accumulation]
     assert_same(alone(*words), trained(tmp_path, 2, strategy, *words), 1e-5)

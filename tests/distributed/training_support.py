@@ -1,16 +1,14 @@
 """Starts `training_worker.py` as 1 to 3 ranks under a strategy, and reads what it left."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+from tests.launching import torchrun
+
 WORKER = Path(__file__).with_name("training_worker.py")
 LAUNCH = {
     "ddp": "",
@@ -18,6 +16,7 @@ LAUNCH = {
     "zero1": "launch/deepspeed/zero1.json",
     "zero2": "launch/accelerate/zero2.yaml",
     "zero3": "launch/deepspeed/zero3.json",
+    "zero3_offload": "launch/deepspeed/zero3_offload.json",
 }
 STRATEGIES = list(LAUNCH)
 
@@ -32,14 +31,8 @@ class Trained:
 
 def worker(out: Path, ranks: int, strategy: str = "ddp", *words: str, fails: bool = False) -> str:
     out.mkdir(parents=True, exist_ok=True)
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     launch = ["--launch", LAUNCH[strategy]] if ranks > 1 and LAUNCH[strategy] else []
-    done = subprocess.run(
-        [*launcher, str(WORKER), str(out), *launch, *words], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = torchrun(ranks, WORKER, out, *launch, *words)
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
     return done.stderr
 

@@ -1,8 +1,5 @@
 """Small engines on random images, in this process or as the ranks of a torchrun."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from fedscale.federated.setup import build_engine
 from fedscale.models.resnet import ResNet8
 
 SIZES = (13, 9, 7, 6, 6, 5, 3, 1)
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def settings(**federate: Any) -> Config:
@@ -88,12 +84,3 @@ def trained(engine: Engine, rounds: Sequence[int] = (1, 2, 3)) -> torch.Tensor:
     for number in rounds:
         assert engine.round(number) is not None
     return engine.host.whole_of(engine.server.vector).clone()
-
-
-def torchrun(ranks: int, script: Path, *words: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a script as `ranks` ranks of one thread each; the repository can be imported from it."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, str(script), *words], capture_output=True, text=True, timeout=seconds, env=environment
-    )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.federated.engine_support import make_engine, settings, torchrun, trained
+from tests.federated.engine_support import make_engine, settings, trained
+from tests.launching import torchrun
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.federated.engine_support import REPOSITORY, make_engine, settings, torchrun, trained
+from tests.federated.engine_support import make_engine, settings, trained
 from tests.federated.test_metrics import metrics_rows, tensorboard_rows
+from tests.launching import REPOSITORY, torchrun
 
 pytestmark = pytest.mark.slow
 

@@ -100,8 +100,8 @@ class _Trials:
         name, timed = f"{backend}:{lanes}", list[float]()
         try:
             made = self._made(name)
-            for _ in range(5 if made else 0):  # the first warms up
-                timed.append(self.rehearsal.seconds(made, lanes, steps))  # type: ignore[arg-type]
+            while made and len(timed) < 5:  # the first warms up
+                timed.append(self.rehearsal.seconds(made, lanes, steps))
                 if sum(timed) * lanes * steps > LONG_TRIAL and len(timed) > 1:
                     break
         except Exception as error:

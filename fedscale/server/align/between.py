@@ -17,6 +17,7 @@ from fedscale import files
 from fedscale.config.schema import Config
 from fedscale.data.manifest import Manifest
 from fedscale.distributed.mesh import Mesh
+from fedscale.distributed.waiting import by_main
 from fedscale.models import build_model
 from fedscale.progress import SilentReporter
 from fedscale.rng import derive
@@ -24,7 +25,6 @@ from fedscale.runs import RunFolder
 from fedscale.server.align.cache import alignment_set
 from fedscale.server.align.draw import AlignmentSet
 from fedscale.server.align.train import Alone, make_optimizer, train
-from fedscale.server.align.waiting import by_main
 from fedscale.session import Session
 
 

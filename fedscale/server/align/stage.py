@@ -19,6 +19,7 @@ from fedscale.device import pick_device
 from fedscale.distributed.mesh import Mesh, open_mesh, rows_of
 from fedscale.distributed.strategy import read_launch_file
 from fedscale.distributed.training import Training
+from fedscale.distributed.waiting import by_main
 from fedscale.errors import UserError
 from fedscale.evaluation import Evaluation, evaluate
 from fedscale.models import build_model, save_tensors
@@ -27,7 +28,6 @@ from fedscale.runs import RunFolder
 from fedscale.server.align.cache import alignment_set
 from fedscale.server.align.draw import AlignmentSet
 from fedscale.server.align.train import make_optimizer, train
-from fedscale.server.align.waiting import by_main
 from fedscale.session import Session
 
 

@@ -18,8 +18,9 @@ from fedscale.data.open_pool import open_pool
 from fedscale.device import pick_device
 from fedscale.distributed.mesh import Mesh, open_mesh
 from fedscale.distributed.strategy import read_launch_file
+from fedscale.distributed.waiting import by_main
 from fedscale.models import initial_model, save_tensors
-from fedscale.progress import Reporter, SilentReporter
+from fedscale.progress import SilentReporter
 from fedscale.runs import RunFolder
 from fedscale.server.pretrain.data import PairStream
 from fedscale.server.pretrain.probe import run_probe
@@ -40,10 +41,11 @@ def run(config: Config, run: RunFolder, session: Session, profile: bool = False)
     if config.launch:
         read_launch_file(config.launch)
     with open_mesh(device, 1, config.pretrain.timeout, session.reporter.say, "pretrain") as mesh:
-        reporter: Reporter = session.reporter if mesh.is_main else SilentReporter()
-        manifest, pairs = _open_data(config, run, mesh, reporter)
+        if not mesh.is_main:
+            session = Session(SilentReporter(), session.stop)
+        manifest, pairs = _open_data(config, run, mesh, session)
         trainer = Trainer(config, manifest, pairs, folder, mesh)
-        summary = _trained(trainer, config, pairs, folder, reporter, session, profile)
+        summary = _trained(trainer, config, pairs, folder, session, profile)
         state = trainer.student_state()
         if mesh.is_main:
             save_tensors(state, folder / "export" / "model.safetensors")
@@ -54,34 +56,30 @@ def run(config: Config, run: RunFolder, session: Session, profile: bool = False)
     return {**summary, "probe": _probed(config, manifest, student.eval().to(device), folder, session)}
 
 
-def _open_data(config: Config, run: RunFolder, mesh: Mesh, reporter: Reporter) -> tuple[Manifest, PairStream]:
+def _open_data(config: Config, run: RunFolder, mesh: Mesh, session: Session) -> tuple[Manifest, PairStream]:
     """The shards and the pairs; the main rank builds what is missing before the others look."""
 
-    def opened() -> tuple[Manifest, PairStream]:
-        manifest = ensure_shards(config.data, reporter)
-        return manifest, PairStream(config, open_pool(config.data, reporter), run)
+    def opened(session: Session) -> tuple[Manifest, PairStream]:
+        manifest = ensure_shards(config.data, session.reporter)
+        return manifest, PairStream(config, open_pool(config.data, session.reporter), run)
 
-    if mesh.is_main:
-        found = opened()
-    mesh.barrier("the data")
-    manifest, pairs = found if mesh.is_main else opened()
+    manifest, pairs = by_main(mesh, session, opened) or opened(session)
     if pairs.num_skipped:
-        reporter.say(f"pretrain: {pairs.num_skipped} captioned images are left out ({pairs.skipped})")
+        session.reporter.say(f"pretrain: {pairs.num_skipped} captioned images are left out ({pairs.skipped})")
     if pairs.note:
-        reporter.say(f"pretrain: {pairs.note}")
+        session.reporter.say(f"pretrain: {pairs.note}")
     return manifest, pairs
 
 
 def _trained(
-    trainer: Trainer, config: Config, pairs: PairStream, folder: Path, reporter: Reporter, session: Session,
-    profile: bool,
-) -> dict[str, Any]:  # fmt: skip
+    trainer: Trainer, config: Config, pairs: PairStream, folder: Path, session: Session, profile: bool
+) -> dict[str, Any]:
     """Train from where the trainer stands; what `done.json` tells of it."""
     started_at = trainer.step
     if started_at:
-        reporter.say(f"pretrain: resuming after step {started_at} of {trainer.steps}")
+        session.reporter.say(f"pretrain: resuming after step {started_at} of {trainer.steps}")
     began = time.perf_counter()
-    with reporter.task("pretrain", trainer.steps, "steps") as task:
+    with session.reporter.task("pretrain", trainer.steps, "steps") as task:
         task.advance(started_at)
         trainer.train(session, task, folder / TRACE if profile else None)
     trained = (trainer.steps - started_at) * config.pretrain.batch_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Trainer:
         self.parameter_bytes = self._training.parameter_bytes()
         self.watch = Stopwatch(mesh.device)
         self.step = self._resume()
+        self._training.module.train()
 
     def train(self, session: Session, progress: Task, trace: Path | None = None) -> None:
         """Train to the last step; `trace`: where to keep a profile of a few steps.
@@ -82,12 +84,10 @@ class Trainer:
         """
         settings, mesh = self._settings, self._mesh
         batches = self._pairs.batches(self.step, settings.batch_size, mesh.rank, mesh.world, settings.accumulation)
-        self._training.module.train()
         with self._training.tracking("pretrain"), _profiled(trace if mesh.is_main else None) as profiler:
             while self.step < self.steps:
                 with mesh.watched(f"step {self.step + 1}"):
-                    row = self._one_step(batches)
-                self.step += 1
+                    row = self.one_step(batches)
                 if self.step % max(1, self.steps // METRIC_ROWS) == 0 or self.step == self.steps:
                     self._log(row)
                 profiler.step()
@@ -108,7 +108,7 @@ class Trainer:
         rows = files.read_jsonl(self._folder / "metrics.jsonl")
         return {name: rows[-1][name] for name in LOSSES if rows and name in rows[-1]}
 
-    def _one_step(self, batches: Iterator[list[Batch]]) -> dict[str, Any]:
+    def one_step(self, batches: Iterator[list[Batch]]) -> dict[str, Any]:
         """One optimiser step; returns its metrics row."""
         settings, training, step = self._settings, self._training, self.step
         self.watch.start()
@@ -136,7 +136,8 @@ class Trainer:
             )
         norm = training.step(lr)
         times = self.watch.stop(settings.batch_size)
-        return {"step": step + 1, **values, "grad_norm": norm, "alpha": alpha, "lr": lr, **times}
+        self.step += 1
+        return {"step": self.step, **values, "grad_norm": norm, "alpha": alpha, "lr": lr, **times}
 
     def _losses(self, batch: Batch, tokens: Tokens, alpha: float, whole: Whole) -> dict[str, Tensor]:
         config, device = self._config, self._training.device
@@ -225,8 +226,6 @@ class _NoProfile:
 
 def _profiled(trace: Path | None) -> Any:
     """A context around the loop: torch's profiler over a few steps, its trace written to `trace`; else nothing."""
-    from contextlib import nullcontext
-
     if trace is None:
         return nullcontext(_NoProfile())
     from torch.profiler import ProfilerActivity, profile, schedule

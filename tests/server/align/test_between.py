@@ -1,9 +1,6 @@
 """Alignment after every n-th federated round: what it changes, and that neither a stop nor the ranks leave a trace."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +17,9 @@ from fedscale.runs import RunFolder, stage_inputs
 from fedscale.server.align import between, train
 from fedscale.server.align.between import BetweenRounds
 from fedscale.session import Session
+from tests.launching import torchrun
 from tests.server.align.support import World
 
-ROOT = Path(__file__).resolve().parents[3]
 EXACT = {"backend": "batched", "lanes": 2, "aggregate": {"exact": True}}
 RANK = """
 import sys
@@ -149,14 +146,7 @@ def test_in_exact_mode_two_ranks_give_the_bytes_of_one(world: World, teacher: No
     shutil.rmtree(world.run.stage("federate"))
     files.write_text(tmp_path / "config.yaml", to_yaml(config))
     files.write_text(tmp_path / "rank.py", RANK)
-    words = [str(tmp_path / "rank.py"), str(tmp_path / "config.yaml"), str(world.run.path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    done = torchrun(2, tmp_path / "rank.py", tmp_path / "config.yaml", world.run.path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (world.run.stage("federate") / "model.safetensors").read_bytes() == alone
 

@@ -1,8 +1,5 @@
 """Stage 3 on two ranks, whatever the strategy, makes the model of one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from fedscale import files
 from fedscale.config import overlaid, to_yaml
 from fedscale.server.align import stage as align
 from fedscale.session import Session
+from tests.launching import torchrun
 from tests.server.align.support import World
 
 pytestmark = pytest.mark.slow
@@ -41,12 +39,7 @@ def on_two_ranks(world: World, launch: str, folder: Path) -> str:
     config = overlaid(world.config, {"launch": str(ROOT / launch) if launch else ""})
     files.write_text(folder / "config.yaml", to_yaml(config))
     files.write_text(folder / "rank.py", RANK)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(folder / "rank.py"), str(folder / "config.yaml"), str(world.run.path)],
-        capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = torchrun(2, folder / "rank.py", folder / "config.yaml", world.run.path)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -24,32 +24,18 @@ from fedscale.data.images import encode_png
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.shards import Sample, write_shard
 from fedscale.models import build_model
-from fedscale.progress import SilentReporter
 from fedscale.runs import RunFolder
 from fedscale.server import align, caption
 from fedscale.session import Session
-from fedscale.teachers.clip import ClipSize, train_clip
-from fedscale.teachers.llava import LlavaSize, train_llava
-from fedscale.teachers.optimiser import Schedule
+from tests.server.teachers_support import QUESTION, train_tiny_teachers
 
-QUESTION = "What is it?"
 WORDS = ("red", "green", "blue")
-TEXTS = [f"a {word} thing." for word in WORDS] * 4
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory) -> TeachersConfig:
-    folder: Path = tmp_path_factory.mktemp("teachers")
-    images = torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8)
-    schedule, reporter = Schedule(epochs=1, batch_size=12), SilentReporter()
-    small = ClipSize(patch_size=16, width=32, layers=1, heads=1, embed_dim=16, text_width=32, text_layers=1)
-    train_clip(images, [TEXTS], folder / "clip", small, schedule, [], reporter)
-    questions = {kind: [QUESTION] for kind in CaptionConfig().kinds}
-    texts = dict.fromkeys(questions, TEXTS)
-    size = LlavaSize(width=32, layers=1, heads=1, intermediate=32)
-    train_llava(images, texts, questions, folder / "clip", folder / "mllm", size, schedule, ["The main"], reporter)
-    mllm = MllmConfig(str(folder / "mllm"), question=QUESTION)
-    return TeachersConfig(clip=ClipConfig(str(folder / "clip"), prompt="a {} thing."), mllm=mllm)
+    clip, mllm = train_tiny_teachers(tmp_path_factory.mktemp("teachers"))
+    return TeachersConfig(clip=ClipConfig(clip, prompt="a {} thing."), mllm=MllmConfig(mllm, question=QUESTION))
 
 
 @pytest.fixture

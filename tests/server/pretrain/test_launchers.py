@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.ports import free_port
+from tests.launching import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fedscale import files
 from fedscale.config.schema import (
@@ -22,32 +21,18 @@ from fedscale.config.schema import (
 from fedscale.data.images import encode_png
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.shards import Sample, write_shard
-from fedscale.progress import SilentReporter
 from fedscale.runs import RunFolder
 from fedscale.server import caption
 from fedscale.server.caption import ledger, sidecar
 from fedscale.server.pretrain import stage as pretrain
 from fedscale.session import Session
-from fedscale.teachers.clip import ClipSize, train_clip
-from fedscale.teachers.llava import LlavaSize, train_llava
-from fedscale.teachers.optimiser import Schedule
-
-QUESTION = "What is it?"
-TEXTS = ["a red thing.", "a green thing.", "a blue thing."] * 4
+from tests.server.teachers_support import QUESTION, train_tiny_teachers
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory) -> TeachersConfig:
-    folder: Path = tmp_path_factory.mktemp("teachers")
-    images = torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8)
-    schedule, reporter = Schedule(epochs=1, batch_size=12), SilentReporter()
-    small = ClipSize(patch_size=16, width=32, layers=1, heads=1, embed_dim=16, text_width=32, text_layers=1)
-    train_clip(images, [TEXTS], folder / "clip", small, schedule, [], reporter)
-    questions = {kind: [QUESTION] for kind in CaptionConfig().kinds}
-    texts = dict.fromkeys(questions, TEXTS)
-    size = LlavaSize(width=32, layers=1, heads=1, intermediate=32)
-    train_llava(images, texts, questions, folder / "clip", folder / "mllm", size, schedule, ["The main"], reporter)
-    return TeachersConfig(clip=ClipConfig(str(folder / "clip")), mllm=MllmConfig(str(folder / "mllm")))
+    clip, mllm = train_tiny_teachers(tmp_path_factory.mktemp("teachers"))
+    return TeachersConfig(clip=ClipConfig(clip), mllm=MllmConfig(mllm))
 
 
 @pytest.fixture

@@ -1,25 +1,22 @@
 """Ranks wait for what the main one does alone, and a stop of any of them reaches it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fedscale.distributed.mesh import Mesh
-from fedscale.server.align.waiting import by_main
+from fedscale.distributed.waiting import by_main
 from fedscale.session import Session
+from tests.launching import torchrun
 
-ROOT = Path(__file__).resolve().parents[3]
 RANK = """
 import json, sys, time
 from pathlib import Path
 import torch
 from fedscale.distributed.mesh import open_mesh
 from fedscale.errors import Stopped
-from fedscale.server.align import waiting
+from fedscale.distributed import waiting
 from fedscale.session import Session
 
 torch.set_num_threads(1)
@@ -61,13 +58,7 @@ def test_alone_the_work_is_simply_done() -> None:
 def test_ranks_wait_beyond_their_timeout_and_all_stop_when_one_is_asked_to(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    done = torchrun(2, script, tmp_path, seconds=120)
     assert done.returncode == 0, done.stderr[-3000:]
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert told == [[42, True, False], [None, True, True]]
