@@ -1,6 +1,7 @@
 """One thread a test process: several workers on few cores, and the same arithmetic everywhere. And an S3 server."""
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -9,17 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+COMPILED = Path(sys.prefix) / "torch_extensions"  # with the environment whose headers it was compiled from
 STALE = 300.0  # seconds after which whoever compiled is taken for dead: torch would wait for it without end
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """DeepSpeed's compiled operation, a minute's work, is kept between runs; a lock that a killed one left is not."""
+    """DeepSpeed's compiled operation, a minute's work, is kept between runs; a lock that a killed one left is not.
+
+    All child processes find the same ninja: another one takes what it compiled for stale and compiles it again.
+    """
     if not hasattr(config, "workerinput"):
         for lock in COMPILED.rglob("lock"):
             if time.time() - lock.stat().st_mtime > STALE:
                 lock.unlink(missing_ok=True)
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(COMPILED))
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -36,7 +36,7 @@ DEEPSPEED = ["deepspeed", "--num_accelerators", "2"]
 def started(folder: Path, name: str, launcher: list[str], *words: str) -> subprocess.Popen[str]:
     head = [str(BIN / launcher[0]), *launcher[1:]] if launcher else [sys.executable, "-m", "fedscale"]
     captions = f"caption.dir={folder / 'captions'}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*head, "pretrain", *WORDS, f"name={name}", captions, *words], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
