@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fedscale import __version__
-from fedscale.cli_common import AsJson, DryRun, Words, console, exits
+from fedscale.cli_common import AsJson, DryRun, Words, console, exits, show_report
 from fedscale.cli_shards import shards_app
 from fedscale.config import Config, load_config, to_yaml
 from fedscale.errors import UserError
@@ -68,7 +68,7 @@ def run(words: Words, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     session = Session(TerminalReporter())
     with session.stopping_on(signal.SIGTERM, signal.SIGINT):
         execute(config, session)
-    _report([Path(config.out) / config.name], None, as_json)
+    show_report([Path(config.out) / config.name], None, as_json)
 
 
 @app.command()
@@ -146,29 +146,13 @@ def report(
 ) -> None:
     """Tables, plots and report.html of one run or of several, compared."""
     if all(Path(word).is_dir() for word in words):
-        _report([Path(word) for word in words], out, as_json)
+        show_report([Path(word) for word in words], out, as_json)
         return
     if not any(word.endswith((".yaml", ".yml")) for word in words):
         missing = next(word for word in words if not Path(word).is_dir())
         raise UserError(f"{missing}: no such run folder; name folders such as runs/demo, or a config")
     config: Config = load_config(words)
-    _report([Path(config.out) / config.name], out, as_json)
-
-
-def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
-    from fedscale.report import closing_lines, default_out, table
-    from fedscale.report import report as write_report
-
-    out = out or default_out(runs)
-    rows = write_report(runs, out, TerminalReporter())
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    terminal = console()
-    terminal.print(table(rows))
-    for line in closing_lines(rows):
-        terminal.print(line, markup=False)
-    terminal.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+    show_report([Path(config.out) / config.name], out, as_json)
 
 
 @app.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from fedscale import files
 from fedscale.errors import EXIT_BUG, EXIT_REQUEUE, EXIT_USER, Stopped, UserError
+from fedscale.progress import TerminalReporter
 
 Words = Annotated[
     list[str], typer.Argument(metavar="CONFIG... [key=value...]", help="YAML files, merged in order; then single keys.")
@@ -61,3 +64,20 @@ def complain(line: str) -> None:
 def console() -> Console:
     """The terminal for tables and closing lines."""
     return Console(highlight=False)
+
+
+def show_report(runs: list[Path], out: Path | None, as_json: bool) -> None:
+    """Write the report of these runs and show its table."""
+    from fedscale.report import closing_lines, default_out, table
+    from fedscale.report import report as write_report
+
+    out = out or default_out(runs)
+    rows = write_report(runs, out, TerminalReporter())
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    terminal = console()
+    terminal.print(table(rows))
+    for line in closing_lines(rows):
+        terminal.print(line, markup=False)
+    terminal.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)

@@ -14,5 +14,9 @@ class UserError(Exception):
     """A mistake in what we were given: a key, a file, a value. Its text is the one line that the user reads."""
 
 
+class Diverged(UserError):
+    """Training left the finite numbers: the learning rate (or another option) is too high for it."""
+
+
 class Stopped(Exception):
     """A signal asked the stage to stop; its state is saved, and the same command resumes it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def execute(config: Config, session: Session) -> None:
     if all(stage_folder(job.config, job.stage).complete for job in jobs):
         session.reporter.say(f"{Path(config.out) / config.name}: all stages are complete")
         return
-    _prepare_data(config, session)
+    prepare_data(config, session)
     if config.jobs == 1:
         for job in jobs:
             run_stage(job.config, job.stage, session)
@@ -58,7 +60,7 @@ def execute(config: Config, session: Session) -> None:
         _execute_in_processes(jobs, config.jobs, session)
 
 
-def _prepare_data(config: Config, session: Session) -> None:
+def prepare_data(config: Config, session: Session) -> None:
     """Build what all stages read before any of them starts, so that no two build it at once."""
     from fedscale.data.build import ensure_shards
     from fedscale.data.store import open_store
@@ -69,6 +71,28 @@ def _prepare_data(config: Config, session: Session) -> None:
 
 
 _worker_session: Session  # set once in each worker process by `_start_worker`
+
+
+def worker_session() -> Session:
+    """Inside one of `workers`: the session that reports to the parent, and stops when it says so."""
+    return _worker_session
+
+
+@contextmanager
+def workers(count: int, session: Session) -> Iterator[tuple[ProcessPoolExecutor, Flag]]:
+    """A pool of processes that report to `session`, and the flag that stops them all. A dead one is a RuntimeError."""
+    context = multiprocessing.get_context("spawn")
+    events, stop = context.Queue(), context.Event()
+    listener = threading.Thread(target=forward, args=(events, session.reporter))
+    listener.start()
+    try:
+        with ProcessPoolExecutor(count, context, _start_worker, (events, stop)) as pool:
+            yield pool, stop
+    except BrokenProcessPool:
+        raise RuntimeError("a worker process died (out of memory, or killed); the same command resumes") from None
+    finally:
+        events.put(None)
+        listener.join()
 
 
 def _start_worker(events: Any, stop: Flag) -> None:
@@ -86,35 +110,25 @@ def _work(job: Job) -> None:
     run_stage(job.config, job.stage, _worker_session)
 
 
-def _execute_in_processes(jobs: list[Job], workers: int, session: Session) -> None:
-    context = multiprocessing.get_context("spawn")
-    events, stop = context.Queue(), context.Event()
-    listener = threading.Thread(target=forward, args=(events, session.reporter))
-    listener.start()
+def _execute_in_processes(jobs: list[Job], count: int, session: Session) -> None:
     waiting, finished = list(jobs), set[Path]()
     running: dict[Future[None], Job] = {}
-    try:
-        with ProcessPoolExecutor(workers, context, _start_worker, (events, stop)) as pool:
-            while waiting or running:
-                if session.stop_requested:
-                    stop.set()
-                ready = [job for job in waiting if job.after <= finished] if not stop.is_set() else []
-                # The stages that most others wait for go first, so that no worker is left without work.
-                ready.sort(key=lambda job: STAGES.index(job.stage))
-                for job in ready[: workers - len(running)]:
-                    running[pool.submit(_work, job)] = job
-                    waiting.remove(job)
-                if not running:
-                    raise Stopped("stopped between two stages")
-                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                for future in done:
-                    job = running.pop(future)
-                    if future.exception() is not None:
-                        stop.set()  # the other stages save their state and end too
-                    future.result()
-                    finished.add(job.folder)
-    except BrokenProcessPool:
-        raise RuntimeError("a worker process died (out of memory, or killed); the same command resumes") from None
-    finally:
-        events.put(None)
-        listener.join()
+    with workers(count, session) as (pool, stop):
+        while waiting or running:
+            if session.stop_requested:
+                stop.set()
+            ready = [job for job in waiting if job.after <= finished] if not stop.is_set() else []
+            # The stages that most others wait for go first, so that no worker is left without work.
+            ready.sort(key=lambda job: STAGES.index(job.stage))
+            for job in ready[: count - len(running)]:
+                running[pool.submit(_work, job)] = job
+                waiting.remove(job)
+            if not running:
+                raise Stopped("stopped between two stages")
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = running.pop(future)
+                if future.exception() is not None:
+                    stop.set()  # the other stages save their state and end too
+                future.result()
+                finished.add(job.folder)

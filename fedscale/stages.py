@@ -70,11 +70,19 @@ def prerequisites(config: Config, stage: str) -> list[str]:
 
 def stage_folder(config: Config, stage: str) -> StageFolder:
     """The stage's folder. In a child run it is a link into `shared/`, so that equal inputs are worked on once."""
-    run = RunFolder.of(config)
-    folder = StageFolder(run.stage(stage), stage_inputs(config, stage))
+    folder = StageFolder(RunFolder.of(config).stage(stage), stage_inputs(config, stage))
     if config.variant and stage != "align":
-        _link(folder.path, run.path.parent / "shared" / f"{stage}-{files.fingerprint(folder.inputs)}")
+        _link(folder.path, result_folder(config, stage).path)
     return folder
+
+
+def result_folder(config: Config, stage: str) -> StageFolder:
+    """Where the stage's result lies, whether there is any or not: the folder itself, or what its link leads to."""
+    inputs = stage_inputs(config, stage)
+    if not config.variant or stage == "align":
+        return StageFolder(RunFolder.of(config).stage(stage), inputs)
+    shared = Path(config.out) / config.name / "shared"
+    return StageFolder(shared / f"{stage}-{files.fingerprint(inputs)}", inputs)
 
 
 def run_stage(config: Config, stage: str, session: Session, again: bool = False, **options: Any) -> None:

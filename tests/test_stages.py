@@ -53,7 +53,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
         module.run = recorder(stage)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(stages.MODULES, stage, module.__name__)
-    monkeypatch.setattr(pipeline, "_prepare_data", lambda config, session: None)
+    monkeypatch.setattr(pipeline, "prepare_data", lambda config, session: None)
     return ran
 
 

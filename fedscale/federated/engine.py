@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedscale.config.schema import Config
 from fedscale.distributed.mesh import Mesh
-from fedscale.errors import UserError
+from fedscale.errors import Diverged, UserError
 from fedscale.federated.aggregation import check_used
 from fedscale.federated.backends import Backend, Interrupted, RoundStart, Trained
 from fedscale.federated.backends.memory import is_out_of_memory
@@ -202,7 +202,7 @@ class Engine:
         if not counts.any():
             if self.states:
                 self.states.discard()
-            raise UserError(f"federate: every client of round {number} diverged; lower federate.lr={settings.lr}")
+            raise Diverged(f"federate: every client of round {number} diverged; lower federate.lr={settings.lr}")
         share = float(weights[counts].sum())
         participation = float(counts.sum()) / len(self.clients)
         self.server.step(total, sections, share, float(counts.sum()) / len(cohort), participation, number)

@@ -20,7 +20,7 @@ from fedscale.config.schema import Config
 from fedscale.data.augment import augment, normalise
 from fedscale.data.balance import drawn_evenly
 from fedscale.distributed.mesh import Mesh
-from fedscale.errors import Stopped, UserError
+from fedscale.errors import Diverged, Stopped, UserError
 from fedscale.rng import numpy_generator, torch_generator
 from fedscale.server.align.draw import AlignmentSet
 from fedscale.server.align.loss import alignment_loss
@@ -127,7 +127,7 @@ def train(
             images = sum(map(len, batches))
             means = dict(zip(MEANS, (mesh.sum_over_clients(sums) / images).tolist(), strict=True))
             if not math.isfinite(means["loss"]):
-                raise UserError(f"align: the loss is {means['loss']} in epoch {epoch}; lower align.lr={settings.lr}")
+                raise Diverged(f"align: the loss is {means['loss']} in epoch {epoch}; lower align.lr={settings.lr}")
             log({"epoch": epoch, **means, "lr": lr})
             task.advance(0, note=f"loss {means['loss']:.3f}")
 

@@ -16,12 +16,12 @@ from fedscale.data.near_duplicates import left_out
 from fedscale.data.tar import BrokenShard
 from fedscale.distributed.launch import Worker
 from fedscale.errors import Stopped, UserError
+from fedscale.lease import Lease
 from fedscale.progress import Task as Progress
 from fedscale.runs import RunFolder
 from fedscale.server.caption import ledger, sidecar
 from fedscale.server.caption.engines import Engine, make_engine
 from fedscale.server.caption.journal import Journal
-from fedscale.server.caption.lease import Lease
 from fedscale.server.caption.rows import BAD_TEXTS, Row
 from fedscale.server.caption.shard import ShardCaptioner, ShardError, Task
 from fedscale.server.caption.work import Claim

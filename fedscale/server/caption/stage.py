@@ -12,10 +12,10 @@ from fedscale.data.manifest import ShardInfo
 from fedscale.data.open_pool import open_pool
 from fedscale.distributed.launch import Worker, this_worker
 from fedscale.errors import UserError
+from fedscale.lease import Leases
 from fedscale.runs import RunFolder
 from fedscale.server.caption import ledger, sidecar, work
 from fedscale.server.caption.job import CaptionJob
-from fedscale.server.caption.lease import Leases
 from fedscale.server.caption.summary import summarise
 from fedscale.session import Session
 from fedscale.storage import is_remote

@@ -14,9 +14,9 @@ from fedscale.collector import collector_paused
 from fedscale.config.schema import Config
 from fedscale.data.build import shard_folder
 from fedscale.data.manifest import Manifest
+from fedscale.lease import Leases
 from fedscale.runs import RunFolder
 from fedscale.server.caption import ledger, sidecar
-from fedscale.server.caption.lease import Leases
 from fedscale.server.caption.rows import STATUSES
 from fedscale.storage import is_remote
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from fedscale import files
 from fedscale.data.manifest import ShardInfo
 from fedscale.distributed.launch import Worker
-from fedscale.server.caption.lease import Lease, Leases
+from fedscale.lease import Lease, Leases
 
 Claim = tuple[ShardInfo, AbstractContextManager[Lease | None]]
 

@@ -23,7 +23,7 @@ from fedscale.data.manifest import Manifest
 from fedscale.distributed.checkpoint import checkpoint_of_all, newest_of_all
 from fedscale.distributed.mesh import Mesh
 from fedscale.distributed.training import Training
-from fedscale.errors import Stopped, UserError
+from fedscale.errors import Diverged, Stopped, UserError
 from fedscale.models import initial_model
 from fedscale.models.clip import load_clip
 from fedscale.models.language import LanguageSide, load_language_side
@@ -130,7 +130,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0) + loss.detach().double()
         values = dict(zip(sums, self._summed(torch.stack(list(sums.values()))), strict=True))
         if not all(map(math.isfinite, values.values())):
-            raise UserError(
+            raise Diverged(
                 f"pretrain: the loss is not finite at step {step + 1} ({values}); lower pretrain.lr={settings.lr}, "
                 "or use pretrain.mixed_precision=no"
             )

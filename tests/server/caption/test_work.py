@@ -5,7 +5,7 @@ import pytest
 from fedscale.data.manifest import ShardInfo
 from fedscale.distributed.launch import Worker
 from fedscale.server.caption import work
-from fedscale.server.caption.lease import Leases
+from fedscale.lease import Leases
 
 SHARDS = [ShardInfo(f"pool/{n:05d}.tar", 1, 1, "", {}) for n in range(10)]
 

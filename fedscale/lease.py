@@ -1,9 +1,9 @@
-"""Leases: how workers of an array whose size changes share the shards, with files alone.
+"""Leases: how workers whose number changes share work (shards, runs of a sweep), with files alone.
 
-`NNNNN.lease` is created exclusively (O_EXCL) and holds its owner and a count that the owner raises every heartbeat.
+`NAME.lease` is created exclusively (O_EXCL) and holds its owner and a count that the owner raises every heartbeat.
 Another worker takes it over after six heartbeats of its own clock in which the count stood still: no two machines'
 clocks are ever compared. A lease only saves work; should two workers hold one for a moment, both publish the same
-bytes.
+results.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +25,11 @@ MISSED = 6  # heartbeats
 
 
 class Lease:
-    """One held lease; a thread keeps it alive until it is released."""
+    """One held lease; a thread keeps it alive until it is released, and sets `taken` once it is another worker's."""
 
     def __init__(self, path: Path, owner: str, heartbeat: float) -> None:
         self._path, self._owner, self._heartbeat = path, owner, heartbeat
+        self.taken = threading.Event()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease {path.name}", daemon=True)
         self._thread.start()
@@ -60,6 +62,7 @@ class Lease:
             count += 1
             with suppress(OSError):  # a beat missed; the file system may be back at the next
                 if self.lost():
+                    self.taken.set()
                     return
                 _write(self._path, self._owner, count)
 
@@ -84,13 +87,18 @@ class Leases:
             raise files.unwritable(path, error) from error
         return Lease(path, self._owner, self._heartbeat)
 
-    def revive(self, names: list[str]) -> list[str]:
-        """Watch the leases `names` for six heartbeats; clear those that stood still, and return them to be claimed."""
+    def revive(self, names: list[str], give_up: Callable[[], bool] = lambda: False) -> list[str]:
+        """Watch the leases `names` for six heartbeats; clear those that stood still, and return them to be claimed.
+
+        It returns at once what has become free meanwhile, and nothing when `give_up` says so.
+        """
         before = {name: _read(self._path(name)) for name in names}
         free = [name for name, content in before.items() if content is None]
         waiting = [name for name in names if before[name] is not None]
         began = time.monotonic()
         while waiting and not free and time.monotonic() - began < MISSED * self._heartbeat:
+            if give_up():
+                return []
             time.sleep(self._heartbeat / 2)
             free = [name for name in waiting if _read(self._path(name)) is None]
             waiting = [name for name in waiting if _read(self._path(name)) == before[name]]
