@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from fedscale.errors import Stopped, UserError
 from fedscale.evaluation import Evaluation, evaluate
 from fedscale.federated.backends import OutOfMemory
 from fedscale.federated.checkpoint import newest_round, restore, save_round
+from fedscale.federated.cost import image_flops, round_cost
 from fedscale.federated.engine import Engine, RoundResult
 from fedscale.federated.metrics import MetricsLog
 from fedscale.federated.setup import build_engine, open_round_data, pinned_arithmetic
@@ -68,6 +70,7 @@ def run(
         model = starting_model(config, manifest, run)
         counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
         data = open_round_data(config, train, mesh.device, reporter.say)
+        flops = image_flops(model, config.data.image_size)
         engine = build_engine(config, model, data, partition.clients, mesh, folder, reporter.say)
         engine.interrupted = lambda: session.stop_requested
         stage = _Stage(config, engine, counters, judged, manifest, train, folder, session, reporter, after_round)
@@ -77,7 +80,9 @@ def run(
             data.close()
             if engine.states:
                 engine.states.close()
-        return {**summary, "partition": partition.note} if mesh.is_main else None
+        held = [len(rows) for rows in partition.clients]
+        cost = round_cost(engine.host.whole_layout, engine.method, settings, held, flops)
+        return {**summary, "partition": partition.note, "cost": asdict(cost)} if mesh.is_main else None
 
 
 def starting_model(config: Config, manifest: Manifest, run: RunFolder) -> nn.Module:
@@ -110,6 +115,7 @@ class _Stage:
         self.after_round = after_round
         self.config, self.engine, self.counters, self.judged = config, engine, counters, judged
         self.class_names, self.folder, self.session, self.reporter = manifest.class_names, folder, session, reporter
+        self.labels = np.asarray(train.labels)
         self.counts = np.bincount(train.labels, minlength=len(manifest.class_names)).tolist()
         self.diverged: list[str] = []
         self.clients = self.steps = 0
@@ -213,7 +219,8 @@ class _Stage:
         whole = host.whole_of(self.engine.server.vector)
         if self.engine.mesh.is_main:
             save_tensors(self.counters | host.whole_layout.views(whole), self.folder / "model.safetensors")
-            files.write_json(self.folder / "evaluation.json", evaluation.to_dict())
+            judged = evaluation.over_clients(self.labels, self.engine.clients)
+            files.write_json(self.folder / "evaluation.json", judged.to_dict())
         if self.diverged:
             named = ", ".join(self.diverged[:5])
             self.reporter.say(f"federate: {len(self.diverged)} diverged client(s) left out of the mean: {named}")

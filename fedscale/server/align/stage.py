@@ -14,6 +14,7 @@ from fedscale import files
 from fedscale.config.schema import Config
 from fedscale.data.build import ensure_shards
 from fedscale.data.manifest import Manifest
+from fedscale.data.partition import Partition
 from fedscale.data.store import ClientStore, open_store
 from fedscale.device import pick_device
 from fedscale.distributed.mesh import Mesh, open_mesh, rows_of
@@ -66,7 +67,9 @@ class _Stage:
         found = by_main(mesh, session, prepared)
         manifest, self.judged, clients, self.data = found or prepared(session)  # the others read what the main one made
         self.manifest, self.names = manifest, manifest.class_names
-        self.counts = np.bincount(clients.labels, minlength=len(self.names)).tolist()
+        self.labels = np.asarray(clients.labels)
+        self.counts = np.bincount(self.labels, minlength=len(self.names)).tolist()
+        self.partition = run.stage("federate") / "partition.json"
 
     def carry_out(self) -> dict[str, Any]:
         config, data, folder, main = self.config, self.data, self.folder, self.mesh.is_main
@@ -80,6 +83,9 @@ class _Stage:
         after = self._evaluation(model.to(self.mesh.device))
         if main:
             save_tensors(aligned, folder / "model.safetensors")
+            if self.partition.exists():  # not where a model from elsewhere is aligned
+                dealt = Partition.load(self.partition, len(self.labels)).clients
+                after = after.over_clients(self.labels, dealt)
             files.write_json(folder / "evaluation.json", after.to_dict())
         return {
             **after.scores(),

@@ -83,5 +83,5 @@ def _accuracy(config: Config, start: nn.Module, train: ClientStore, chosen: np.n
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = predict(model, test.images, config).numpy()
+    found = predict(model, test.images, config)[0].numpy()
     return float(100.0 * np.mean(found == np.asarray(test.labels)))
