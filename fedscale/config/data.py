@@ -66,10 +66,13 @@ class RecipeConfig:
 class PartitionConfig:
     """How the long-tailed training images are dealt to the clients."""
 
-    kind: Literal["iid", "dirichlet", "dirichlet_equal", "pathological"] = "dirichlet_equal"  # [C]
+    kind: Literal["iid", "dirichlet", "dirichlet_equal", "pathological", "quantity", "long_tail_client"] = (
+        "dirichlet_equal"  # [C]
+    )
     clients: int = 20  # [C]
-    alpha: float = 0.5  # Dirichlet concentration [C]
+    alpha: float = 0.5  # Dirichlet concentration: of classes over clients [C], of the clients' sizes (quantity)
     classes_per_client: int = 2  # pathological only
+    client_imbalance_factor: float = 100.0  # long_tail_client only: of each client's own tail [D]
     min_samples: int = 1  # that each client must hold
     tries: int = 100  # draws before the partition is repaired instead
     file: str | None = None  # read the partition from this exported file instead of drawing it
@@ -78,6 +81,8 @@ class PartitionConfig:
         require(self.clients >= 1, "partition.clients", self.clients, "1 or more")
         require(self.alpha > 0, "partition.alpha", self.alpha, "above 0")
         require(self.classes_per_client >= 1, "partition.classes_per_client", self.classes_per_client, "1 or more")
+        factor = self.client_imbalance_factor
+        require(factor >= 1, "partition.client_imbalance_factor", factor, "1 (no tail of its own) or more")
         require(self.min_samples >= 0, "partition.min_samples", self.min_samples, "0 or more")
         require(self.tries >= 1, "partition.tries", self.tries, "1 or more")
 

@@ -1,8 +1,9 @@
-"""The four ways to deal samples to clients, each a pure function of (labels, settings, generator)."""
+"""Ways to deal samples to clients, each a pure function of (labels, settings, generator). See also `client_tails`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,15 +32,24 @@ def deal_dirichlet(
     Source: Hsu et al., arXiv 1909.06335, and Li et al., arXiv 2102.02079 (the minimum).
     """
     by_class = [generator.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
-    best: list[np.ndarray] = []
-    for _ in range(tries):
+
+    def draw() -> list[np.ndarray]:
         cuts = [_cut(members, _draw(alpha, clients, generator)) for members in by_class]
-        parts = [np.concatenate([cut[k] for cut in cuts]) for k in range(clients)]
-        if smallest(parts) >= min_samples:
-            return parts, ""
-        if not best or smallest(parts) > smallest(best):
-            best = parts
-    return repair(best, min_samples, f"no draw of {tries} gave each client {min_samples} samples", generator)
+        return [np.concatenate([cut[k] for cut in cuts]) for k in range(clients)]
+
+    return _drawn(draw, min_samples, tries, f"each client {min_samples} samples", generator)
+
+
+def deal_quantity(
+    count: int, clients: int, alpha: float, min_samples: int, tries: int, generator: np.random.Generator
+) -> Deal:
+    """Shuffled and cut by one Dirichlet(α) draw over the clients: sizes differ, class distributions but by chance.
+
+    Drawn anew until every client has `min_samples`. Source: Li et al., arXiv 2102.02079, quantity skew.
+    """
+    shuffled = generator.permutation(count)
+    wanted = f"each client {min_samples} samples"
+    return _drawn(lambda: _cut(shuffled, _draw(alpha, clients, generator)), min_samples, tries, wanted, generator)
 
 
 def deal_dirichlet_equal(
@@ -79,8 +89,8 @@ def _deal_group(
 ) -> Deal:
     share = len(piece) / workers
     by_class = [piece[labels == c] for c in range(num_classes)]
-    best: list[np.ndarray] = []
-    for _ in range(tries):
+
+    def draw() -> list[np.ndarray]:
         lists: list[list[np.ndarray]] = [[] for _ in range(workers)]
         sizes = np.zeros(workers, dtype=np.int64)
         for members in by_class:
@@ -90,13 +100,10 @@ def _deal_group(
             for worker, cut in enumerate(_cut(members, proportions / proportions.sum())):
                 lists[worker].append(cut)
                 sizes[worker] += len(cut)
-        parts = [np.concatenate(held) for held in lists]
-        if smallest(parts) >= int(0.5 * share):
-            return parts, ""
-        if not best or smallest(parts) > smallest(best):
-            best = parts
+        return [np.concatenate(held) for held in lists]
+
     half = int(0.5 * share)
-    return repair(best, half, f"no draw of {tries} gave each worker half an equal share ({half})", generator)
+    return _drawn(draw, half, tries, f"each worker half an equal share ({half})", generator)
 
 
 def deal_pathological(
@@ -131,6 +138,20 @@ def deal_pathological(
             free[client] -= 1
     assert (free == 0).all(), "every client has all its classes"
     return [np.concatenate(held) for held in parts], ""
+
+
+def _drawn(
+    draw: Callable[[], list[np.ndarray]], minimum: int, tries: int, wanted: str, generator: np.random.Generator
+) -> Deal:
+    """The first of `tries` draws that gives everyone `minimum` samples, or else the best of them, repaired."""
+    best: list[np.ndarray] = []
+    for _ in range(tries):
+        parts = draw()
+        if smallest(parts) >= minimum:
+            return parts, ""
+        if not best or smallest(parts) > smallest(best):
+            best = parts
+    return repair(best, minimum, f"no draw of {tries} gave {wanted}", generator)
 
 
 def repair(parts: list[np.ndarray], minimum: int, reason: str, generator: np.random.Generator) -> Deal:

@@ -12,6 +12,7 @@ import numpy as np
 from fedscale import files, rng
 from fedscale.config.schema import PartitionConfig
 from fedscale.data import deals
+from fedscale.data.client_tails import deal_long_tail_client
 from fedscale.errors import UserError
 
 
@@ -87,6 +88,13 @@ def make_partition(
     generator = rng.numpy_generator(seed, "partition", config.kind)
     if config.kind == "iid":
         parts, note = deals.deal_iid(len(labels), config.clients, generator)
+    elif config.kind == "quantity":
+        parts, note = deals.deal_quantity(
+            len(labels), config.clients, config.alpha, config.min_samples, config.tries, generator
+        )
+    elif config.kind == "long_tail_client":
+        factor = config.client_imbalance_factor
+        parts, note = deal_long_tail_client(labels, num_classes, config.clients, factor, generator)
     elif config.kind == "dirichlet":
         parts, note = deals.deal_dirichlet(
             labels, num_classes, config.clients, config.alpha, config.min_samples, config.tries, generator
@@ -97,10 +105,12 @@ def make_partition(
         )
     else:
         parts, note = deals.deal_pathological(labels, num_classes, config.clients, config.classes_per_client, generator)
-    if deals.smallest(parts) < config.min_samples:  # pathological alone: its shard sizes follow from the classes' sizes
-        reason = f"a label shard holds fewer than {config.min_samples} samples"
+    if deals.smallest(parts) < config.min_samples:  # of the kinds whose sizes are not drawn, and so not drawn anew
+        what = "label shard" if config.kind == "pathological" else "client"
+        reason = f"a {what} holds fewer than {config.min_samples} samples"
         parts, note = deals.repair(parts, config.min_samples, reason, generator)
-        note += f"; these hold more than {config.classes_per_client} classes now"
+        if config.kind == "pathological":
+            note += f"; these hold more than {config.classes_per_client} classes now"
     return Partition(tuple(np.asarray(part, dtype=np.int64) for part in parts), note, config.kind, len(labels))
 
 

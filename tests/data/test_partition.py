@@ -10,7 +10,7 @@ from fedscale.data.partition import Partition, make_partition
 from fedscale.errors import UserError
 
 LONG_TAIL = np.repeat(np.arange(10), long_tail_counts(500, 100, 10))  # 1,236 samples, 5 in the last class
-KINDS = ("iid", "dirichlet", "dirichlet_equal", "pathological")
+KINDS = ("iid", "dirichlet", "dirichlet_equal", "pathological", "quantity", "long_tail_client")
 
 
 def deal(labels: np.ndarray = LONG_TAIL, seed: int = 7, classes: int = 10, **settings: object) -> Partition:
@@ -82,18 +82,62 @@ def test_pathological_gives_each_client_exactly_its_number_of_classes() -> None:
         assert {len(np.unique(LONG_TAIL[rows])) for rows in partition.clients} == {per_client}
 
 
-@pytest.mark.parametrize("kind", ["dirichlet", "pathological"])
+@pytest.mark.parametrize("kind", ["dirichlet", "pathological", "quantity", "long_tail_client"])
 def test_a_minimum_that_no_draw_gives_is_repaired_and_explained(kind: str) -> None:
-    settings = {"kind": kind, "clients": 30, "alpha": 0.05, "min_samples": 38, "tries": 3}
+    settings = {"kind": kind, "clients": 30, "alpha": 0.05, "min_samples": 41, "tries": 3}
     partition = deal(**settings)
-    assert min(sizes(partition)) >= 38
+    assert min(sizes(partition)) >= 41
     assert sorted(np.concatenate(partition.clients).tolist()) == list(range(len(LONG_TAIL)))
     assert "moved" in partition.note
     assert all((a == b).all() for a, b in zip(partition.clients, deal(**settings).clients, strict=True))
 
 
 def test_a_draw_that_suits_needs_no_note() -> None:
-    assert [deal(kind=kind).note for kind in KINDS] == ["", "", "", ""]
+    assert {deal(kind=kind).note for kind in KINDS} == {""}
+
+
+def test_quantity_differs_in_size_and_not_in_classes() -> None:
+    labels = np.repeat(np.arange(10), 2000)
+    even, uneven = (deal(labels, kind="quantity", clients=20, alpha=alpha) for alpha in (100.0, 0.5))
+    assert max(sizes(even)) < 2 * min(sizes(even))
+    assert max(sizes(uneven)) > 20 * min(sizes(uneven))
+    assert skew(even, labels) < 0.06
+    large = Partition(tuple(p for p in uneven.clients if len(p) > 500), "", "quantity", len(labels))
+    assert skew(large, labels) < 0.06
+
+
+def client_counts(partition: Partition, labels: np.ndarray, classes: int = 10) -> np.ndarray:
+    return np.stack([np.bincount(labels[rows], minlength=classes) for rows in partition.clients])
+
+
+def test_on_balanced_data_each_client_has_the_tail_that_was_asked_for() -> None:
+    labels = np.repeat(np.arange(10), 5000)
+    counts = client_counts(deal(labels, kind="long_tail_client", clients=40, client_imbalance_factor=50), labels)
+    falling = -np.sort(-counts, axis=1)
+    wanted = 50 ** (-np.arange(10) / 9)
+    assert np.abs(falling / falling.sum(1, keepdims=True) - wanted / wanted.sum()).max() < 0.12
+    assert np.median(falling[:, 0] / falling[:, -1]) == pytest.approx(50, rel=0.3)
+    assert len(set(counts.argmax(1))) >= 8  # each has a head of its own
+    assert np.abs(counts.sum(1) - 1250).max() <= 10
+
+
+def test_a_client_factor_of_one_gives_every_client_the_common_tail() -> None:
+    counts = client_counts(deal(kind="long_tail_client", clients=5, client_imbalance_factor=1), LONG_TAIL)
+    assert (counts.max(0) - counts.min(0)).max() <= 1
+    assert sizes(deal(kind="long_tail_client", clients=5, client_imbalance_factor=1)) == counts.sum(1).tolist()
+
+
+def test_a_larger_client_factor_is_more_skewed_and_keeps_the_sizes_alike() -> None:
+    mild, sharp = (deal(kind="long_tail_client", client_imbalance_factor=factor) for factor in (2, 1000))
+    assert skew(sharp, LONG_TAIL) > skew(mild, LONG_TAIL) + 0.2
+    assert max(sizes(sharp)) - min(sizes(sharp)) <= 12
+
+
+def test_a_class_without_training_images_is_dealt_to_nobody() -> None:
+    labels = np.repeat([0, 2, 3], 50)
+    for kind in KINDS:
+        counts = client_counts(deal(labels, kind=kind, clients=5, classes=5, classes_per_client=2), labels, 5)
+        assert counts.sum(0).tolist() == [50, 0, 50, 50, 0], kind
 
 
 def test_an_alpha_that_underflows_still_deals_everything() -> None:
@@ -106,6 +150,7 @@ def test_an_alpha_that_underflows_still_deals_everything() -> None:
     [
         ({"kind": "iid", "clients": 1237}, "partition.clients=1237"),
         ({"kind": "dirichlet", "clients": 20, "min_samples": 62}, "partition.min_samples=62"),
+        ({"kind": "long_tail_client", "client_imbalance_factor": 0.5}, "partition.client_imbalance_factor=0.5"),
         ({"kind": "pathological", "classes_per_client": 11}, "partition.classes_per_client=11"),
         ({"kind": "pathological", "clients": 4, "classes_per_client": 2}, "partition.clients=4"),
         ({"kind": "pathological", "clients": 400, "classes_per_client": 5}, "partition.classes_per_client"),
