@@ -49,6 +49,31 @@ def shards_build(
     _show_status(out, as_json)
 
 
+@shards_app.command("rehearsal")
+@exits
+def shards_rehearsal(
+    out: Annotated[Path, typer.Option(help="Folder for the images and the list files.")],
+    classes: Annotated[int, typer.Option(help="Classes, 1,000 at most.")] = 1000,
+    images: Annotated[int, typer.Option(help="Images of the training list.")] = 115_846,
+    largest: Annotated[int, typer.Option(help="Listed images of the largest class.")] = 1280,
+    smallest: Annotated[int, typer.Option(help="Listed images of the smallest class.")] = 5,
+    test: Annotated[int, typer.Option(help="Test images a class.")] = 10,
+    pool: Annotated[int, typer.Option(help="Training images a class that no list names: the open pool.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of the images and of the classes' sizes.")] = 7,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default as many as there are cores.")] = None,
+) -> None:
+    """Draw a procedural set in ImageNet-LT's folders, list files and class sizes, to rehearse with."""
+    from fedscale.data.rehearsal import Rehearsal, write_rehearsal
+
+    wanted = Rehearsal(classes, images, largest, smallest, test, pool, seed)
+    write_rehearsal(wanted, out, TerminalReporter(), jobs)
+    console().print(
+        f"{images:,} listed images of {classes:,} classes, {classes * pool:,} for the pool, {classes * test:,} to test "
+        f"on, in {out}",
+        soft_wrap=True,
+    )
+
+
 @shards_app.command("import")
 @exits
 def shards_import(

@@ -31,7 +31,8 @@ REASONS: dict[str, str] = {
     "hexagon": "it has six equal sides and six corners",
 }
 
-COLOURS: dict[str, tuple[float, float, float]] = {
+Colour = tuple[float, float, float]  # red, green, blue from 0 to 1
+COLOURS: dict[str, Colour] = {
     "red": (0.95, 0.25, 0.20),
     "green": (0.30, 0.80, 0.30),
     "blue": (0.30, 0.50, 1.00),
@@ -68,15 +69,28 @@ def render(seed: int, label: int, index: int) -> Shape:
     name = CLASSES[label]
     front, back = FRONTS[rng.integers(len(FRONTS))], BACKS[rng.integers(len(BACKS))]
     texture, ground, size = rng.choice(4, p=MIX), rng.choice(4, p=MIX), rng.integers(3)
-    canvas = _paint(rng, back, int(ground), contrast=0.15) * SHADE
-    _clutter(rng, canvas)
-    inside = _coverage(rng, OUTLINES[name], rng.uniform(*RADII[size]))
-    canvas += inside[..., None] * (_paint(rng, front, int(texture), contrast=0.25) - canvas)
-    canvas *= rng.uniform(0.75, 1.1)
-    canvas += rng.normal(0, rng.uniform(0.01, 0.05), canvas.shape)
-    image = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image = draw(rng, name, RADII[size], COLOURS[front], COLOURS[back], int(texture), int(ground))
     words = (SIZES[size], front, TEXTURES[texture], name, back, BACKGROUNDS[ground])
     return Shape(image, label, texts(*words))
+
+
+def draw(
+    rng: np.random.Generator,
+    name: str,
+    radii: tuple[float, float],
+    front: Colour,
+    back: Colour,
+    texture: int = 0,
+    ground: int = 0,
+) -> np.ndarray:
+    """One shape of OUTLINES, uint8 [32, 32, 3]: its place, turn, tones, clutter and noise are drawn from `rng`."""
+    canvas = _paint(rng, back, ground, contrast=0.15) * SHADE
+    _clutter(rng, canvas)
+    inside = _coverage(rng, OUTLINES[name], rng.uniform(*radii))
+    canvas += inside[..., None] * (_paint(rng, front, texture, contrast=0.25) - canvas)
+    canvas *= rng.uniform(0.75, 1.1)
+    canvas += rng.normal(0, rng.uniform(0.01, 0.05), canvas.shape)
+    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def texts(size: str, colour: str, texture: str, name: str, back: str, ground: str = "plain") -> dict[str, str]:
@@ -111,9 +125,9 @@ def _coverage(rng: np.random.Generator, outline: Callable[[Array, Array], Array]
     return np.clip(np.float32(0.5) - outline(x, y) * np.float32(radius), 0, 1)
 
 
-def _paint(rng: np.random.Generator, colour: str, texture: int, contrast: float) -> Array:
+def _paint(rng: np.random.Generator, colour: Colour, texture: int, contrast: float) -> Array:
     """A whole canvas of the colour, float32 [32, 32, 3], with a shade of it as the texture's second tone."""
-    base = np.asarray(COLOURS[colour], np.float32) + rng.normal(0, 0.05, 3).astype(np.float32)
+    base = np.asarray(colour, np.float32) + rng.normal(0, 0.05, 3).astype(np.float32)
     towards = np.float32(1.0 if base.mean() < 0.5 else 0.0)
     shade = base + np.float32(contrast * rng.uniform(0.8, 1.4)) * (towards - base)
     period, angle, phase = rng.uniform(3.5, 6.5), rng.uniform(0, np.pi), rng.uniform(0, 6.5, 2)

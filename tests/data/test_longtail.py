@@ -1,6 +1,7 @@
 import pytest
 
-from fedscale.data.longtail import long_tail_counts
+from fedscale.data.longtail import long_tail_counts, pareto_counts
+from fedscale.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,23 @@ def test_a_factor_of_one_is_balanced() -> None:
 
 def test_a_single_class_keeps_all() -> None:
     assert long_tail_counts(7, 100, 1) == [7]
+
+
+def test_pareto_counts_have_the_ends_and_the_total_of_imagenet_lt_and_nearly_its_groups() -> None:
+    counts = pareto_counts(1280, 5, 115_846, 1000)
+    assert (len(counts), sum(counts), counts[0], counts[-1]) == (1000, 115_846, 1280, 5)
+    assert counts == sorted(counts, reverse=True)
+    many, few = sum(n > 100 for n in counts), sum(n < 20 for n in counts)
+    assert abs(many - 385) <= 5 and abs(few - 136) <= 15  # those of the published list
+
+
+@pytest.mark.parametrize("images", [90, 140, 250])
+def test_pareto_counts_hit_any_total_that_the_ends_admit(images: int) -> None:
+    counts = pareto_counts(40, 4, images, 12)
+    assert (len(counts), sum(counts), counts[0], counts[-1]) == (12, images, 40, 4)
+
+
+@pytest.mark.parametrize("images", [40, 400])
+def test_a_total_that_the_ends_do_not_admit_is_refused(images: int) -> None:
+    with pytest.raises(UserError, match=f"images={images}: 12 classes of 40 down to 4 images hold"):
+        pareto_counts(40, 4, images, 12)

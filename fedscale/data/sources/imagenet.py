@@ -5,6 +5,8 @@ Source of the lists: Liu et al., CVPR 2019 (OLTR), ImageNet_LT_train.txt and Ima
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,9 +23,13 @@ from fedscale.data.sources.folder import (
 )
 from fedscale.errors import UserError
 
+WORDS = "LOC_synset_mapping.txt"  # of ImageNet as Kaggle serves it: lines of `WNID word, another word, …`
+
 
 def open_imagenet(root: Path, recipe: RecipeConfig) -> FilesSource:
     """Labels are the list's, or the order of the sorted WordNet ids; `recipe.class_names` are the words for them.
+
+    Without these, the words are the first ones of `LOC_synset_mapping.txt` in `root`, or else the ids themselves.
 
     With a list, the unlisted training images of the listed folders are what the open pool is made of.
     """
@@ -44,7 +50,7 @@ def open_imagenet(root: Path, recipe: RecipeConfig) -> FilesSource:
         tested = read_list(root, recipe.test_list, "test_list")
     else:
         tested = scan(root, test, labels) if test else nothing()
-    names = recipe.class_names or tuple(sorted(labels, key=lambda name: labels[name]))
+    names = recipe.class_names or _names(root, sorted(labels, key=lambda name: labels[name]))
     return FilesSource(root, names, {"train": held, "test": tested}, listed)
 
 
@@ -60,3 +66,19 @@ def _folder_labels(paths: list[str], labels: np.ndarray, file: str) -> dict[str,
     if len(set(found.values())) != len(found):
         raise UserError(f"{file}: two folders share a label; expected one folder a label")
     return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _names(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """A name a folder, all different: its first word in `root`'s WORDS, with its id where two have the same one."""
+    path = root / WORDS
+    if not path.is_file():
+        return tuple(folders)
+    pairs = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
+    words = {folder: rest.partition(",")[0].strip() for folder, _, rest in pairs}
+    bare = [folder for folder in folders if not words.get(folder)]
+    if bare:
+        raise UserError(
+            f"{path}: has no words for {bare[0]}; expected a line `{bare[0]} word, …` for each class folder"
+        )
+    times = Counter(words[folder] for folder in folders)
+    return tuple(words[folder] if times[words[folder]] == 1 else f"{words[folder]} ({folder})" for folder in folders)
