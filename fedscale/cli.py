@@ -13,6 +13,7 @@ from rich.table import Table
 from fedscale import __version__
 from fedscale.cli_common import AsJson, DryRun, Words, console, exits, show_report
 from fedscale.cli_shards import shards_app
+from fedscale.cli_sweep import sweep
 from fedscale.config import Config, load_config, to_yaml
 from fedscale.errors import UserError
 from fedscale.progress import TerminalReporter
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(shards_app)
+app.command()(sweep)
 
 
 def main() -> None:
@@ -141,18 +143,24 @@ def report(
     words: Annotated[
         list[str], typer.Argument(metavar="RUN... | CONFIG...", help="Run folders to compare, or a config.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder of report.html and summary.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of report.html, summary.json, table.md and table.tex.")
+    ] = None,
+    whole_table: Annotated[
+        bool, typer.Option("--table", help="Show the whole table: rounds, errors, fairness, cost, intervals.")
+    ] = False,
+    baseline: Annotated[str, typer.Option(help="The variant that others are compared with.", metavar="VARIANT")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Tables, plots and report.html of one run or of several, compared."""
     if all(Path(word).is_dir() for word in words):
-        show_report([Path(word) for word in words], out, as_json)
+        show_report([Path(word) for word in words], out, as_json, whole_table, baseline)
         return
     if not any(word.endswith((".yaml", ".yml")) for word in words):
         missing = next(word for word in words if not Path(word).is_dir())
         raise UserError(f"{missing}: no such run folder; name folders such as runs/demo, or a config")
     config: Config = load_config(words)
-    show_report([Path(config.out) / config.name], out, as_json)
+    show_report([Path(config.out) / config.name], out, as_json, whole_table, baseline)
 
 
 @app.command()
@@ -169,9 +177,9 @@ def fetch(words: Words) -> None:
 @exits
 def methods(as_json: AsJson = False) -> None:
     """The federated methods, with their citation and what they cost beyond FedAvg."""
-    from fedscale.federated.methods import METHODS
+    from fedscale.federated.methods import built_in
 
-    rows = [{"method": m.name, "citation": m.citation, "extra_cost": m.extra_cost} for m in METHODS.values()]
+    rows = [{"method": m.name, "citation": m.citation, "extra_cost": m.extra_cost} for m in built_in().values()]
     if as_json:
         print(json.dumps(rows, indent=1))
         return

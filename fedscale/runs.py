@@ -16,6 +16,7 @@ from typing import Any
 
 from fedscale import files
 from fedscale.config import Config, to_dict, to_yaml
+from fedscale.config.methods import needs_clip
 from fedscale.errors import UserError
 
 STAGES = ("caption", "pretrain", "federate", "align", "report")
@@ -161,6 +162,8 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
         evaluation = {k: v for k, v in whole["eval"].items() if k != "batch_size"}
         partition = whole["data"]["partition"]
         inputs = {**common, "partition": partition, "federate": federate, "eval": evaluation, "pretrain": initial}
+        if needs_clip(config.federate.method):
+            inputs |= {"clip": whole["teachers"]["clip"], "offline": whole["teachers"]["offline"]}
         if config.align.between_rounds:
             inputs |= {"align_every": config.align.every, **_alignment_inputs(config)}
         return inputs

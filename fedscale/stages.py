@@ -13,6 +13,7 @@ from typing import Any
 
 from fedscale import files
 from fedscale.config import Config, overlaid
+from fedscale.config.methods import needs_clip
 from fedscale.errors import UserError
 from fedscale.progress import LabelledReporter
 from fedscale.runs import RunFolder, StageFolder, stage_inputs
@@ -133,7 +134,8 @@ def _as_saved(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _with_teachers(config: Config, stage: str, session: Session) -> Config:
     """The config with its teachers replaced by those trained offline, where it asks for that."""
-    wanted = stage in WITH_TEACHERS or (stage == "federate" and config.align.between_rounds)
+    for_clients = config.align.between_rounds or needs_clip(config.federate.method)
+    wanted = stage in WITH_TEACHERS or (stage == "federate" and for_clients)
     if not wanted or not config.teachers.offline.enabled:
         return config
     from fedscale.teachers.offline import ensure_offline_teachers

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedscale import house
+from fedscale.config.convert import build
 from fedscale.config.schema import Config, RecipeConfig
 from fedscale.errors import UserError
-
-T = TypeVar("T")
 
 
 def load_config(words: Sequence[str]) -> Config:
@@ -39,7 +36,7 @@ def load_config(words: Sequence[str]) -> Config:
         tree["data"] = _plain(OmegaConf.merge(base, _read(str(recipe)), OmegaConf.create(data)))
     tree.setdefault("name", Path(files[0]).stem)
     _put_prompts(tree)
-    config = _build(Config, tree, "")
+    config = build(Config, tree, "")
     for name in config.variants:
         overlaid(config, config.variants[name] or {}, f"variants.{name}")
     return config
@@ -60,7 +57,19 @@ def load_recipe(words: Sequence[str]) -> RecipeConfig:
         raise UserError("no recipe given: name one, e.g. shards/cifar10_lt.yaml")
     tree = _merge([_read(file) for file in files], overrides)
     tree.setdefault("name", house.find(files[0], "shard recipe").stem)
-    return _build(RecipeConfig, tree, "")
+    return build(RecipeConfig, tree, "")
+
+
+def merged_tree(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The files among `words`, and what they and the `key=value` words say together, unchecked, named after the first.
+
+    Raises UserError for a missing file and for invalid YAML.
+    """
+    files, overrides = _split(words)
+    tree = _merge([_read(file) for file in files], overrides)
+    if files:
+        tree.setdefault("name", Path(files[0]).stem)
+    return files, tree
 
 
 def overlaid(config: Config, overlay: dict[str, Any], where: str = "overlay") -> Config:
@@ -71,9 +80,11 @@ def overlaid(config: Config, overlay: dict[str, Any], where: str = "overlay") ->
         base = to_dict(config)
         if (overlay.get("caption") or {}).get("prompt_file", config.caption.prompt_file) != config.caption.prompt_file:
             del base["caption"]["prompts"]  # another file's questions take their place
+        if (overlay.get("federate") or {}).get("method", config.federate.method) != config.federate.method:
+            del base["federate"]["options"]  # another method has others
         tree = _plain(OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(overlay)))
         _put_prompts(tree)
-        return _build(Config, tree, "")
+        return build(Config, tree, "")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -122,85 +133,9 @@ def _merge(trees: list[DictConfig], overrides: list[str]) -> dict[str, Any]:
             raise UserError(f"{word}: expected key=value")
     try:
         return _plain(OmegaConf.merge(*trees, OmegaConf.from_dotlist(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, TypeError, yaml.YAMLError) as error:  # TypeError: a list over a section
         raise UserError(f"config: cannot be merged ({' '.join(str(error).split())})") from None
 
 
 def _plain(tree: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
-
-
-def _build(cls: type[T], tree: Any, path: str) -> T:
-    """`tree` as a dataclass, every key and type checked; `path` is the dotted key that leads here."""
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}={tree}: expected keys and values")
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in tree.items():
-        dotted = f"{path}.{key}" if path else str(key)
-        if key not in hints:
-            raise UserError(f"{dotted}: unknown key{_nearest(str(key), hints, path)}")
-        values[key] = _convert(hints[key], value, dotted)
-    return cls(**values)
-
-
-def _nearest(key: str, known: dict[str, Any], path: str) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {path + '.' if path else ''}{close[0]}?"
-    return f"; expected one of {', '.join(known)}"
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, path)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), {} if value is None else value, path)
-    if origin is typing.Literal:
-        # YAML reads a bare `no` as false; the option that is spelt so is meant.
-        text = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-        if text not in arguments:
-            close = difflib.get_close_matches(str(text), [str(a) for a in arguments], n=1, cutoff=0.5)
-            hinted = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"{path}={value}: expected one of {', '.join(map(str, arguments))}{hinted}")
-        return text
-    if origin is tuple:
-        return _convert_tuple(arguments, value, path)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{path}={value}: expected keys and values")
-        return value
-    return _convert_scalar(hint, value, path)
-
-
-def _convert_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise UserError(f"{path}={value}: expected a list, e.g. {path}=[...]")
-    if arguments[-1] is Ellipsis:
-        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if len(value) != len(arguments):
-        raise UserError(f"{path}={list(value)}: expected {len(arguments)} values")
-    return tuple(
-        _convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value, strict=True))
-    )
-
-
-def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{path}={value}: expected {names[hint]}")
-    return value

@@ -39,7 +39,6 @@ from fedscale.config.training import (
     ModelConfig,
     PretrainConfig,
     ProbeConfig,
-    ServerConfig,
 )
 
 __all__ = [
@@ -67,7 +66,6 @@ __all__ = [
     "ProbeConfig",
     "PromptsConfig",
     "RecipeConfig",
-    "ServerConfig",
     "ShapesConfig",
     "TeachersConfig",
     "VllmConfig",

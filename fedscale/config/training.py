@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fedscale.config.checks import require
+from fedscale.config.methods import resolved_options
 
 STUDENTS = ("resnet8", "resnet50", "linear", "mlp", "lenet", "simple_cnn")
 TIMM = "timm:"  # in front of a name of timm's
@@ -150,31 +151,11 @@ class AggregateConfig:
 
 
 @dataclass(frozen=True)
-class ServerConfig:
-    """The server's optimiser, for the methods that have one. Defaults: Hsu et al. 2019, Reddi et al. 2021."""
-
-    lr: float = 1.0
-    momentum: float = 0.9  # fedavgm's β
-    beta1: float = 0.9  # fedadagrad, fedadam, fedyogi
-    beta2: float = 0.99  # fedadam, fedyogi
-    tau: float = 1e-3  # adaptivity
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "federate.server.lr", self.lr, "above 0")
-        require(self.tau > 0, "federate.server.tau", self.tau, "above 0")
-        for name in ("momentum", "beta1", "beta2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"federate.server.{name}", value, "a value from 0 to below 1")
-
-
-MethodName = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedprox", "scaffold"]
-
-
-@dataclass(frozen=True)
 class FederateConfig:
     """Stage 2: federated finetuning. The defaults are the published protocol [C]."""
 
-    method: MethodName = "fedavg"
+    method: str = "fedavg"  # a built-in one (`fedscale methods`), an installed one, or package.module:Name
+    options: dict[str, Any] = field(default_factory=dict)  # of the method
     rounds: int = 200
     clients_per_round: int = 8
     local_epochs: int = 10
@@ -183,8 +164,6 @@ class FederateConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
-    prox_mu: float = 0.01  # fedprox's μ
-    server: ServerConfig = field(default_factory=ServerConfig)
     aggregate: AggregateConfig = field(default_factory=AggregateConfig)
     backend: Literal["auto", "loop", "batched", "graph"] = "auto"
     lanes: int = 0  # clients trained side by side; 0 = chosen with the backend
@@ -197,12 +176,13 @@ class FederateConfig:
     tensorboard: bool = False  # metrics also as event files in federate/tensorboard
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", resolved_options(self.method, self.options))
         for name in ("rounds", "clients_per_round", "local_epochs", "batch_size", "shard", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"federate.{name}", getattr(self, name), "1 or more")
         for name in ("lr", "timeout"):
             require(getattr(self, name) > 0, f"federate.{name}", getattr(self, name), "above 0")
         require(0 <= self.momentum < 1, "federate.momentum", self.momentum, "a value from 0 to below 1")
-        for name in ("weight_decay", "prox_mu", "lanes"):
+        for name in ("weight_decay", "lanes"):
             require(getattr(self, name) >= 0, f"federate.{name}", getattr(self, name), "0 or more")
         require(0 < self.memory <= 1, "federate.memory", self.memory, "a share above 0, up to 1")
         if self.aggregate.exact:

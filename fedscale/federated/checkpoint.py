@@ -24,6 +24,7 @@ PREFIX = "round"
 def save_round(folder: Path, number: int, engine: Engine) -> None:
     """Publish `round_<number>/`; every rank must call it, the main one writes."""
     server = {f"server.{name}": engine.server.whole(name) for name in engine.method.server_state}
+    shared = {f"shared.{name}": value for name, value in engine.server.shared.items()}
     vector = engine.host.whole_of(engine.server.vector)
     server = {name: engine.host.whole_of(value) for name, value in server.items()}
     if engine.states:
@@ -32,7 +33,7 @@ def save_round(folder: Path, number: int, engine: Engine) -> None:
     tables = engine.mesh.gather_objects(engine.states.checkpoint())[: engine.mesh.shard] if engine.states else None
     if engine.mesh.is_main:
         with checkpoints.checkpoint(folder, PREFIX, number) as temporary:
-            save_tensors({"vector": vector, **server}, temporary / "state.safetensors")
+            save_tensors({"vector": vector, **server, **shared}, temporary / "state.safetensors")
             files.write_json(temporary / "round.json", {"round": number, "layout": engine.host.whole_layout.describe()})
             if tables:  # one for each slice of the model
                 files.write_json(temporary / "clients.json", tables)
@@ -74,6 +75,8 @@ def restore(engine: Engine, vectors: dict[str, Tensor]) -> None:
     for name in engine.method.server_state:
         whole = _vector(vectors, f"server.{name}", engine.host.whole_layout.num_parameters)
         engine.server.set_whole(name, engine.host.slice_of(whole))
+    for name, tensor in engine.server.shared.items():
+        tensor.copy_(_vector(vectors, f"shared.{name}", *tensor.shape))
 
 
 def newest_table(folder: Path, mesh: Mesh) -> dict[str, Any] | None:
@@ -100,8 +103,10 @@ def _table(path: Path, mesh: Mesh) -> dict[str, Any] | None:
     return tables[mesh.shard_index]
 
 
-def _vector(vectors: dict[str, Tensor], name: str, size: int) -> Tensor:
-    if name not in vectors or vectors[name].shape != torch.Size([size]):
+def _vector(vectors: dict[str, Tensor], name: str, *shape: int) -> Tensor:
+    if name not in vectors or vectors[name].shape != torch.Size(shape):
         found = list(vectors[name].shape) if name in vectors else "nothing"
-        raise UserError(f"federate: the checkpoint's {name} is {found}, expected [{size}]; delete federate/round_*")
+        raise UserError(
+            f"federate: the checkpoint's {name} is {found}, expected {list(shape)}; delete federate/round_*"
+        )
     return vectors[name]

@@ -85,12 +85,13 @@ class ClientStates:
         except OSError as error:
             raise files.unwritable(path, error) from error
 
-    def read(self, client: int, role: str, out: Tensor) -> None:
-        """Fill `out` [row_size], on any device, with the client's committed row; zeros before its first."""
+    def read(self, client: int, role: str, out: Tensor) -> bool:
+        """Fill `out` [row_size], on any device, with the client's committed row; zeros, and False, before its first."""
         assert out.shape == (self.row_size,), out.shape
         ahead = self._ahead.pop((client, role), None)
         row = ahead.result() if ahead else self._row(client, role)
         out.zero_() if row is None else out.copy_(row)
+        return row is not None
 
     def write(self, client: int, role: str, vector: Tensor) -> None:
         """Keep `vector` [row_size] as the client's next row, for `commit`; UserError, and no row, on a full disk."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import nn
 
 from fedscale.config.schema import FederateConfig
 from fedscale.federated.flat import FlatLayout
-from fedscale.federated.methods import Method
+from fedscale.federated.methods.base import Method
 
 BYTES = 4  # a number in fp32, as a client would send it
 
@@ -25,11 +26,18 @@ class RoundCost:
     clients: float  # of a cohort that hold images
     bytes_down: float  # the model with its averaged statistics, and the method's broadcasts
     bytes_up: float  # the same model, and the method's uploads
-    flops: float  # the local epochs' forward and backward passes; what a method computes beside them is not in it
+    flops: float  # of the local epochs' passes, those through models that the method compares with included
 
 
-def image_flops(model: nn.Module, image_size: int) -> int:
-    """Floating-point operations (a multiply-add is two) of the loss and its gradients for one image, counted by torch.
+class ImageFlops(NamedTuple):
+    """Floating-point operations for one image; a multiply-add is two."""
+
+    forward: int
+    backward: int
+
+
+def image_flops(model: nn.Module, image_size: int) -> ImageFlops:
+    """The operations of the loss and of its gradients, counted by torch: convolutions, products and attention.
 
     The passes run on a copy without memory: they cost nothing, draw no random number and leave the model as it is.
     """
@@ -38,22 +46,28 @@ def image_flops(model: nn.Module, image_size: int) -> int:
     shapes = copy.deepcopy(model).to("meta").eval()  # eval: one image gives batch norm no variance
     images = torch.zeros(1, 3, image_size, image_size, device="meta")
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        F.cross_entropy(shapes(images), torch.zeros(1, dtype=torch.long, device="meta")).backward()
-    return int(counter.get_total_flops())
+        loss = F.cross_entropy(shapes(images), torch.zeros(1, dtype=torch.long, device="meta"))
+        forward = counter.get_total_flops()
+        loss.backward()
+    return ImageFlops(forward, counter.get_total_flops() - forward)
 
 
 def round_cost(
-    layout: FlatLayout, method: Method, settings: FederateConfig, held: Sequence[int], image_flops: int
+    layout: FlatLayout, method: Method, settings: FederateConfig, held: Sequence[int], image: ImageFlops
 ) -> RoundCost:
     """A round's cost; `held` are the images of each client, `layout` is the whole model's."""
     parameters = sum(entry.numel for entry in layout.parameters)
     model = parameters + sum(entry.numel for entry in layout.statistics)
-    small = sum(math.prod(shape) for shape in getattr(method, "reports", {}).values())
+    passes = image.forward + image.backward + len(method.compares) * image.forward
     drawn = settings.clients_per_round / len(held)  # a client's chance to be in a cohort
     clients = drawn * sum(size > 0 for size in held)
     return RoundCost(
         clients=clients,
-        bytes_down=clients * BYTES * (model + len(method.broadcast) * parameters),
-        bytes_up=clients * BYTES * (model + len(method.uploads) * parameters + small),
-        flops=float(drawn * sum(held) * settings.local_epochs * image_flops),
+        bytes_down=clients * BYTES * (model + len(method.broadcast) * parameters + _numbers(method.shared)),
+        bytes_up=clients * BYTES * (model + len(method.uploads) * parameters + _numbers(method.reports)),
+        flops=float(drawn * sum(held) * settings.local_epochs * passes),
     )
+
+
+def _numbers(tensors: Mapping[str, Sequence[int]]) -> int:
+    return sum(math.prod(shape) for shape in tensors.values())

@@ -6,6 +6,7 @@ present one trains.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class StagedGroup:
     rows: Tensor
     augment_keys: Tensor  # int64 [K]
     dropout_keys: Tensor  # int64 [K]
+    side: Mapping[str, Tensor]  # further numbers of each sample, [N, …]
 
 
 class RoundData:
@@ -60,6 +62,12 @@ class RoundData:
             self._floats = self._normalised(self._host.to(device))
         self._worker = None if resident else ThreadPoolExecutor(1, thread_name_prefix="staging")
         self._next: tuple[GroupPlan, Future[StagedGroup]] | None = None  # staged, or being staged
+        self.side: dict[str, Tensor] = {}
+
+    def add_side(self, name: str, numbers: Tensor) -> None:
+        """Keep numbers [N, …] of every sample of the store on the device, which losses get beside the labels."""
+        assert len(numbers) == len(self._labels), (len(numbers), len(self._labels))
+        self.side[name] = numbers.to(self.device)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images * self._scale).sub_(self._shift)
@@ -77,7 +85,7 @@ class RoundData:
     def stage(self, plan: GroupPlan) -> StagedGroup:
         """The group's samples, staged now or while the group before it trained."""
         if self._images is not None:
-            return self._staged(self._images, self._labels, plan.rows, plan)
+            return self._staged(self._images, self._labels, plan.rows, plan, self.side)
         if self._next is not None and self._next[0] is plan:
             staged, self._next = self._next[1].result(), None
             return staged
@@ -90,14 +98,26 @@ class RoundData:
             (len(needed), *self._host.shape[1:]), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
         )
         torch.index_select(self._host, 0, wanted, out=images)
-        labels = self._labels[wanted.to(self.device)]
-        return self._staged(images.to(self.device, non_blocking=True), labels, rows.reshape(plan.rows.shape), plan)
+        there = wanted.to(self.device)
+        labels, side = self._labels[there], {name: numbers[there] for name, numbers in self.side.items()}
+        images = images.to(self.device, non_blocking=True)
+        return self._staged(images, labels, rows.reshape(plan.rows.shape), plan, side)
 
-    def _staged(self, images: Tensor, labels: Tensor, rows: np.ndarray, plan: GroupPlan) -> StagedGroup:
+    def _staged(
+        self, images: Tensor, labels: Tensor, rows: np.ndarray, plan: GroupPlan, side: Mapping[str, Tensor]
+    ) -> StagedGroup:
         def placed(array: Any) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-        return StagedGroup(images, labels, placed(rows), placed(plan.augment_keys), placed(plan.dropout_keys))
+        return StagedGroup(images, labels, placed(rows), placed(plan.augment_keys), placed(plan.dropout_keys), side)
+
+    def plain(self, group: StagedGroup, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Images [n, C, H, W], normalised and not augmented, and labels [n] of staged `rows` [n]."""
+        return self.normalised(group.images[rows]).to(dtype), group.labels[rows]
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 images [n, H, W, C] as float [n, C, H, W]."""
+        return self._normalised(images).permute(0, 3, 1, 2).contiguous()
 
     def batch(
         self, group: StagedGroup, step: int, start: int, stop: int, size: int, channels_last: bool, dtype: torch.dtype

@@ -7,12 +7,13 @@ on how many there are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedscale.config.schema import Config
 from fedscale.distributed.mesh import Mesh
@@ -20,15 +21,21 @@ from fedscale.errors import Diverged, UserError
 from fedscale.federated.aggregation import check_used
 from fedscale.federated.backends import Backend, Interrupted, RoundStart, Trained
 from fedscale.federated.backends.memory import is_out_of_memory
+from fedscale.federated.backends.trainer import row_size
 from fedscale.federated.client_state import ClientStates
+from fedscale.federated.clients import Surveyed
 from fedscale.federated.cohort import CostModel, by_steps, groups_of, placement, sample_cohort
 from fedscale.federated.data import RoundData
 from fedscale.federated.flat import ModelHost
-from fedscale.federated.methods import Method
+from fedscale.federated.methods import Method, ServerWork
+from fedscale.federated.methods.base import zeros
 from fedscale.federated.plan import GroupPlan, local_steps, plan_group
+from fedscale.federated.pool import Pool
 from fedscale.federated.server import RoundSum, ServerState
+from fedscale.rng import derive
 
-TRAINED, DIVERGED = 1.0, 2.0  # a client's status in the report
+TRAINED, DIVERGED = 1.0, 2.0  # a client's status in the record
+SURVEYED = 8  # clients of a group that is surveyed
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Engine:
     server: ServerState
     mesh: Mesh
     states: ClientStates | None = None
+    pool: Pool | None = None  # the server's images
+    teacher: Mapping[str, Tensor] = field(default_factory=dict)  # constants that the server's work is given
     interrupted: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -87,7 +96,7 @@ class Engine:
         if not cohort:
             return RoundResult(0.0, 0, [], 0, time.perf_counter() - began, 1.0)
         groups = groups_of(cohort, self.backend.lanes)
-        report = _Report(len(cohort), len(groups), self.mesh.clients)
+        report = _Record(len(cohort), len(groups), self.mesh.clients)
         total = self.fresh_sum(report.size)
         weights = torch.tensor([self.method.weight(len(self.clients[c])) for c in cohort], dtype=torch.float64)
         weights /= weights.sum()
@@ -99,11 +108,11 @@ class Engine:
         except Interrupted:
             report.interrupted[self.mesh.client_index] = 1.0
         report.used[self.mesh.client_index] = getattr(total.accumulator, "used", 0.0)
-        total.fill_report(report.numbers)
+        total.fill_record(report.numbers)
 
         self.mesh.barrier(f"round {number}")
         sections = self.server.collect(total)
-        report = report.of(total.report())
+        report = report.of(total.record())
         if report.interrupted.any():
             if self.states:
                 self.states.discard()
@@ -111,14 +120,12 @@ class Engine:
         check_used(float(report.used.sum()), self.config.federate.aggregate.fraction_bits)
         return self._finish(number, cohort, groups, placed, weights, total, sections, report, began)
 
-    def fresh_sum(self, report: int) -> RoundSum:
-        """The sum of a round, at zero, with room for a report of so many numbers."""
-        size = self._sum.means + report if self._sum else -1
+    def fresh_sum(self, record: int) -> RoundSum:
+        """The sum of a round, at zero, with room for a record of so many numbers."""
+        size = self._sum.means + record if self._sum else -1
         if self._sum is None or len(self._sum.accumulator.vector) != size:
-            uploads = len(self.method.uploads)
-            self._sum = RoundSum(
-                self.layout, self.mesh, uploads, report, self.config.federate.aggregate, self.server.vector
-            )
+            settings = self.config.federate.aggregate
+            self._sum = RoundSum(self.layout, self.mesh, self.method, record, settings, self.server.vector)
         self._sum.reset()
         return self._sum
 
@@ -136,7 +143,7 @@ class Engine:
         own: list[int],
         weights: Tensor,
         total: RoundSum,
-        report: _Report,
+        report: _Record,
     ) -> None:
         """Train this rank's groups into the sum."""
         position = {client: index for index, client in enumerate(cohort)}
@@ -147,18 +154,113 @@ class Engine:
             if self.states and plan:
                 self.states.prefetch(plan.clients)
 
-        start = RoundStart(self.server.vector, self.server.broadcast(), self.states, self.interrupted, fetch_next)
+        start = self.start(fetch_next)
         for turn, group in enumerate(own):
             began, present = time.perf_counter(), plan
             assert present is not None
             plan = self.plan(number, groups[own[turn + 1]]) if turn + 1 < len(own) else None
             for trained in self.backend.train(start, present):
                 places = [position[client] for client in trained.plan.clients]
-                finite = total.add(trained, self.method.uploads, start.vector, weights[places], 1 / len(cohort))
+                finite = total.add(trained, start.vector, weights[places], 1 / len(cohort))
                 report.losses[places] = torch.where(finite, trained.losses.cpu(), 0.0)
                 report.status[places] = torch.where(finite, TRAINED, DIVERGED).to(torch.float64)
                 self._keep(trained, finite)
             report.seconds[group] = time.perf_counter() - began
+
+    def start(self, begun: Callable[[], None] = lambda: None) -> RoundStart:
+        """What the clients of the next round start from; every rank must ask for it."""
+        vector, pool = self.server.vector, self.pool
+
+        @cache
+        def model() -> nn.Module:
+            self.host.load(vector)
+            return self.host.model
+
+        return RoundStart(
+            vector,
+            self.server.broadcast(),
+            self.states,
+            self.interrupted,
+            begun,
+            self.server.shared,
+            model,
+            pool.images if pool else None,
+        )
+
+    @torch.no_grad()
+    def survey(self, when: str, number: int) -> None:
+        """Ask all clients that have samples, where the method wants it at `when`, after round `number`."""
+        if when not in self.method.survey_at:
+            return
+        sums = self._asked()
+        self._work(self.method.surveyed, number, sums, sum(1 for rows in self.clients if len(rows)), False)
+
+    def _asked(self) -> dict[str, Tensor]:
+        """The sums of what all clients tell a survey, float64; bit by bit the same for any number of ranks."""
+        held = by_steps(range(len(self.clients)), [len(rows) for rows in self.clients])
+        groups = groups_of([client for client in held if len(self.clients[client])], SURVEYED)
+        vector, start = self.server.vector, self.start()
+        sums = zeros(self.method.surveys, vector.double())
+        # In exact mode every group's part is kept apart, so that the order of adding up is the groups' own.
+        parts = zeros(self.method.surveys, vector.double(), len(groups) if self.config.federate.aggregate.exact else 1)
+        for turn in range(self.mesh.client_index, len(groups), self.mesh.clients):
+            plan = self.plan(0, groups[turn])
+            told = zeros(self.method.surveys, vector, plan.lanes)
+            staged, classes = self.data.stage(plan), self.method.problem.num_classes
+            self.method.survey(Surveyed(plan, self.data, staged, start.model, classes, self.server.shared, told))
+            for name, part in parts.items():
+                part[turn if len(part) == len(groups) else 0] += told[name].double().sum(0)
+        for name, part in parts.items():
+            sums[name] = self.mesh.sum_over_clients(part).sum(0)
+        return sums
+
+    def _work(
+        self,
+        work: Callable[[ServerWork], None],
+        number: int,
+        reports: Mapping[str, Tensor],
+        num_clients: int,
+        refines: bool,
+    ) -> None:
+        """Let the server train on the main rank, and give all ranks what came of it."""
+        server, mesh, layout = self.server, self.mesh, self.layout
+        vectors = {name: layout.views(server.whole(name)) for name in self.method.inspects}
+        if mesh.is_main:
+            self.host.load(server.vector)
+            with torch.enable_grad():
+                work(
+                    ServerWork(
+                        self.host.model,
+                        server.shared,
+                        reports,
+                        vectors,
+                        num_clients,
+                        number,
+                        derive(self.config.seed, "server work", number),
+                        self.pool.images if self.pool else None,
+                        self.pool.labels if self.pool else None,
+                        self.teacher,
+                    )
+                )
+        for tensor in server.shared.values():
+            tensor.copy_(mesh.broadcast_object(tensor.cpu()))
+        if refines:
+            server.vector = mesh.broadcast_object(self.host.read().cpu()).to(server.vector)
+
+    @torch.no_grad()
+    def judged(self) -> Tensor:
+        """The whole vector of the global model as it is evaluated and handed on; every rank must ask for it."""
+        whole = self.host.whole_of(self.server.vector).clone()
+        state = self.host.whole_layout.views(whole)
+        for name, tensor in self.method.judged(state, self.server.shared).items():
+            if name not in state or state[name].shape != tensor.shape:
+                expected = list(state[name].shape) if name in state else f"one of {', '.join(state)}"
+                raise UserError(
+                    f"federate.method={self.method.config.method}: `judged` gave {name} {list(tensor.shape)}, expected "
+                    f"{expected}"
+                )
+            state[name].copy_(tensor)
+        return whole
 
     def _explained(self, error: Exception) -> Exception:
         """What a client's training ran into, as a UserError where it is one, or as it is."""
@@ -179,7 +281,7 @@ class Engine:
         """Write what clients keep; a diverged one keeps what it had."""
         if not self.states:
             return
-        row = self.server.vector.new_zeros(self.layout.num_parameters)
+        row = self.server.vector.new_zeros(row_size(self.method, self.layout))
         for role in self.method.client_state:
             for lane, client in enumerate(trained.plan.clients):
                 if finite[lane]:
@@ -194,7 +296,7 @@ class Engine:
         weights: Tensor,
         total: RoundSum,
         sections: list[Tensor],
-        report: _Report,
+        report: _Record,
         began: float,
     ) -> RoundResult:
         settings = self.config.federate
@@ -203,9 +305,17 @@ class Engine:
             if self.states:
                 self.states.discard()
             raise Diverged(f"federate: every client of round {number} diverged; lower federate.lr={settings.lr}")
-        share = float(weights[counts].sum())
-        participation = float(counts.sum()) / len(self.clients)
-        self.server.step(total, sections, share, float(counts.sum()) / len(cohort), participation, number)
+        share, equal = float(weights[counts].sum()), float(counts.sum()) / len(cohort)
+        counted = [client for client, kept in zip(cohort, counts.tolist(), strict=True) if kept]
+        facts = {
+            "participation": len(counted) / len(self.clients),
+            "round": number,
+            "sizes": [len(self.clients[client]) for client in counted],
+            "steps": [self._steps([client]) for client in counted],
+        }
+        self.server.step(total, sections, share, equal, facts)
+        if self.method.works:
+            self._work(self.method.server_work, number, total.reports(equal), len(counted), self.method.refines)
         if self.states:
             self.states.commit([e for written in self.mesh.gather_in_column(self.states.pending()) for e in written])
         steps = [self._steps(group) for group in groups]
@@ -222,7 +332,7 @@ class Engine:
         )
 
 
-class _Report:
+class _Record:
     """Numbers that every rank fills in for its own clients and groups, as views of one float64 vector."""
 
     def __init__(self, cohort: int, groups: int, ranks: int, numbers: Tensor | None = None) -> None:
@@ -232,6 +342,6 @@ class _Report:
         parts = self.numbers.split([cohort, cohort, groups, ranks, ranks])
         self.losses, self.status, self.seconds, self.used, self.interrupted = parts
 
-    def of(self, numbers: Tensor) -> _Report:
+    def of(self, numbers: Tensor) -> _Record:
         """The same views of another vector."""
-        return _Report(*self._sizes, numbers)
+        return _Record(*self._sizes, numbers)

@@ -100,6 +100,9 @@ class ModelHost(Protocol):
     def load(self, vector: Tensor) -> None:
         """Make the model's state equal to the vector."""
 
+    def read(self) -> Tensor:
+        """The model's state as a vector."""
+
     def slice_of(self, whole: Tensor) -> Tensor:
         """This rank's slice of a vector of `whole_layout` (or of its parameters alone)."""
 
@@ -141,6 +144,10 @@ class FlatModel:
         self.vector.copy_(vector)
         for counter, initial in self._counters:
             counter.copy_(initial)
+
+    def read(self) -> Tensor:
+        """The model's state as a vector, a copy."""
+        return self.vector.clone()
 
 
 def _floating_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

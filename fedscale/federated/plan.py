@@ -67,6 +67,11 @@ class GroupPlan:
             dropout_keys=self.dropout_keys[start:stop],
         )
 
+    def first_epochs(self) -> list[tuple[int, int, int]]:
+        """(lane, samples, steps) of each lane's first epoch, which holds every sample once, in `rows`."""
+        batch = self.rows.shape[2]
+        return [(lane, size, -(-size // batch)) for lane, size in enumerate(self.sizes)]
+
     def first_steps(self, steps: int) -> GroupPlan:
         """The plan cut after its first `steps` steps, for trials."""
         return replace(

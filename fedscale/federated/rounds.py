@@ -12,19 +12,17 @@ from torch import Tensor, nn
 
 from fedscale import checkpoints, files
 from fedscale.config.schema import Config
-from fedscale.data.build import ensure_shards
 from fedscale.data.manifest import Manifest
-from fedscale.data.partition import Partition, make_partition
-from fedscale.data.store import ClientStore, open_store
+from fedscale.data.store import ClientStore
 from fedscale.device import pick_device
 from fedscale.distributed.mesh import Mesh, open_mesh, rows_of
-from fedscale.distributed.waiting import by_main
 from fedscale.errors import Stopped, UserError
 from fedscale.evaluation import Evaluation, evaluate
 from fedscale.federated.backends import OutOfMemory
 from fedscale.federated.checkpoint import newest_round, restore, save_round
 from fedscale.federated.cost import image_flops, round_cost
 from fedscale.federated.engine import Engine, RoundResult
+from fedscale.federated.inputs import open_inputs
 from fedscale.federated.metrics import MetricsLog
 from fedscale.federated.setup import build_engine, open_round_data, pinned_arithmetic
 from fedscale.models import initial_model, save_tensors
@@ -63,17 +61,18 @@ def run(
     ):
         reporter: Reporter = session.reporter if mesh.is_main else SilentReporter()
         folder = run.stage("federate")
-        manifest, train, judged = _open_data(config, mesh, Session(reporter, session.stop))
-        partition = _partition(config, train, folder, mesh, reporter)
+        inputs = open_inputs(config, folder, mesh, Session(reporter, session.stop))
+        manifest, train, partition = inputs.manifest, inputs.train, inputs.partition
         if after_round:  # before memory is shared out among lanes: teachers take some for a while
             after_round.prepare(manifest, mesh, Session(reporter, session.stop))
         model = starting_model(config, manifest, run)
         counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
         data = open_round_data(config, train, mesh.device, reporter.say)
+        pool, teacher = inputs.for_method(config, data, mesh, Session(reporter, session.stop))
         flops = image_flops(model, config.data.image_size)
-        engine = build_engine(config, model, data, partition.clients, mesh, folder, reporter.say)
+        engine = build_engine(config, model, data, partition.clients, mesh, folder, reporter.say, pool, teacher)
         engine.interrupted = lambda: session.stop_requested
-        stage = _Stage(config, engine, counters, judged, manifest, train, folder, session, reporter, after_round)
+        stage = _Stage(config, engine, counters, inputs.judged, manifest, train, folder, session, reporter, after_round)
         try:
             summary = stage.carry_out()
         finally:
@@ -125,6 +124,8 @@ class _Stage:
         """All rounds from the last saved one on, and the final files."""
         settings, engine, rounds = self.config.federate, self.engine, self.config.federate.rounds
         finished = self._resume()
+        if not finished:
+            engine.survey("start", 0)
         log = MetricsLog(self.folder, finished, settings.tensorboard, engine.mesh.is_main)
         evaluation: Evaluation | None = None
         with self.reporter.task("federate", rounds, "rounds") as task:
@@ -133,6 +134,8 @@ class _Stage:
                 result = self._round(number)
                 if self.after_round and self.after_round.due(number):
                     self._change(number, self.after_round)
+                if number == rounds:
+                    engine.survey("end", number)
                 due = number % self.config.eval.every == 0 or number == rounds
                 if due:
                     evaluation = self.evaluate()
@@ -193,7 +196,7 @@ class _Stage:
     def evaluate(self) -> Evaluation:
         """The global model on every image of the split, each rank on its part."""
         engine, mesh = self.engine, self.engine.mesh
-        engine.host.load(engine.server.vector)
+        engine.host.load(engine.host.slice_of(engine.judged()))
         part = rows_of(len(self.judged.labels), mesh.client_index, mesh.clients)
         return evaluate(
             engine.host.model, self.judged, self.class_names, self.counts, self.config, part, mesh.sum_over_clients
@@ -215,8 +218,7 @@ class _Stage:
         task.advance(note=f"{accuracy}{result.clients / result.seconds:,.1f} clients/s")
 
     def _close(self, evaluation: Evaluation) -> dict[str, Any]:
-        host = self.engine.host
-        whole = host.whole_of(self.engine.server.vector)
+        host, whole = self.engine.host, self.engine.judged()
         if self.engine.mesh.is_main:
             save_tensors(self.counters | host.whole_layout.views(whole), self.folder / "model.safetensors")
             judged = evaluation.over_clients(self.labels, self.engine.clients)
@@ -230,25 +232,3 @@ class _Stage:
                 f"{self.steps / self.seconds:,.0f} client steps/s"
             )
         return {"rounds": self.config.federate.rounds, **evaluation.scores(), "diverged": self.diverged}
-
-
-def _open_data(config: Config, mesh: Mesh, session: Session) -> tuple[Manifest, ClientStore, ClientStore]:
-    """The shards and stores; the main rank builds what is missing before the others look."""
-
-    def opened(session: Session) -> tuple[Manifest, ClientStore, ClientStore]:
-        reporter, size, limit = session.reporter, config.data.image_size, config.data.max_corrupt
-        manifest = ensure_shards(config.data, reporter)
-        train = open_store(manifest, "train", size, reporter, limit)
-        return manifest, train, open_store(manifest, config.eval.split, size, reporter, limit)
-
-    return by_main(mesh, session, opened) or opened(session)
-
-
-def _partition(config: Config, train: ClientStore, folder: Path, mesh: Mesh, reporter: Reporter) -> Partition:
-    classes = len(train.class_names)
-    partition = make_partition(train.labels, classes, config.data.partition, config.seed, keys=train.keys)
-    if mesh.is_main:
-        if partition.note:
-            reporter.say(f"partition: {partition.note}")
-        partition.save(folder / "partition.json", keys=train.keys)
-    return partition

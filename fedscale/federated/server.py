@@ -6,33 +6,42 @@ all-gather move as many bytes as one all-reduce.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedscale.config.schema import AggregateConfig
 from fedscale.distributed.mesh import Mesh
+from fedscale.errors import UserError
 from fedscale.federated.aggregation import Clip, clip_factors, lane_norms, make_accumulator
 from fedscale.federated.backends.base import Trained
 from fedscale.federated.flat import FlatLayout
 from fedscale.federated.methods import Method, Server
+from fedscale.federated.methods.base import zeros
 
 
 class RoundSum:
-    """What a rank's lanes add up to, as one persistent vector: parameters, uploads, statistics, then a report.
+    """What a rank's lanes add up to, as one persistent vector: parameters, uploads, statistics, reports, a record.
 
-    The report is a vector of numbers of which every rank fills in its own, and which all know after the collective.
+    Reports are the method's small uploads. The record is a vector of numbers of which every rank fills in its own, and
+    which all know after the collective.
     """
 
     def __init__(
-        self, layout: FlatLayout, mesh: Mesh, uploads: int, report: int, settings: AggregateConfig, like: Tensor
+        self, layout: FlatLayout, mesh: Mesh, method: Method, record: int, settings: AggregateConfig, like: Tensor
     ) -> None:
-        self.layout, self.mesh, self.settings = layout, mesh, settings
-        self.sections = (1 + uploads) * layout.num_parameters  # where the statistics begin
-        self.means = self.sections + layout.size - layout.num_parameters  # where the report begins
+        self.layout, self.mesh, self.method, self.settings = layout, mesh, method, settings
+        self.sections = (1 + len(method.uploads)) * layout.num_parameters  # where the statistics begin
+        self.statistics = self.sections + layout.size - layout.num_parameters  # where they end
+        sizes = [math.prod(shape) for shape in method.reports.values()]
+        self._reports = list(itertools.accumulate(sizes, initial=self.statistics))  # where each begins, and the end
+        self.means = self._reports[-1]  # where the record begins
         kind = "exact" if settings.exact else settings.dtype
-        self.accumulator = make_accumulator(kind, self.means + report, like.device, settings.fraction_bits)
+        self.accumulator = make_accumulator(kind, self.means + record, like.device, settings.fraction_bits)
         behind = self.sections - layout.num_parameters
         statistics = [entry.offset + behind for entry in layout.statistics]
         self._model_offsets = [entry.offset for entry in layout.parameters] + statistics
@@ -42,8 +51,8 @@ class RoundSum:
         """Begin a new round."""
         self.accumulator.reset()
 
-    def add(self, trained: Trained, uploads: Sequence[str], start: Tensor, weights: Tensor, equal: float) -> Tensor:
-        """Add lanes with their `weights` [L] (float64) and their uploads with weight `equal`.
+    def add(self, trained: Trained, start: Tensor, weights: Tensor, equal: float) -> Tensor:
+        """Add lanes with their `weights` [L] (float64) and their uploads and reports with weight `equal`.
 
         Returns which of them [L] are finite; the others are left out.
         """
@@ -51,10 +60,13 @@ class RoundSum:
         blocks = state.model.flat_blocks(0, lanes)
         clips = self.settings.clip_norm > 0
         norms = self._norms(blocks, start if clips else None)
-        sent = [state.roles[role].flat_blocks(0, lanes) for role in uploads]
+        sent = [state.roles[role].flat_blocks(0, lanes) for role in self.method.uploads]
+        told = [trained.reports[name].flatten(1) for name in self.method.reports]
         finite = norms.isfinite()
         for upload in sent:
             finite &= self.mesh.sum_over_shard(lane_norms(upload)).isfinite()
+        for report in told:
+            finite &= report.isfinite().all(1).cpu()
         clip = Clip(self._clip_start(start), clip_factors(norms, self.settings.clip_norm)) if clips else None
         kept = torch.where(finite, weights, 0.0)
         bounds = None if clips else torch.where(finite, norms, 0.0)
@@ -62,6 +74,8 @@ class RoundSum:
         for number, upload in enumerate(sent, start=1):
             offsets = [e.offset + number * self.layout.num_parameters for e in self.layout.parameters]
             self.accumulator.add(upload, offsets, finite.double() * equal)
+        if told:
+            self.accumulator.add(told, self._reports[:-1], finite.double() * equal)
         return finite
 
     def _norms(self, blocks: list[Tensor], start: Tensor | None) -> Tensor:
@@ -79,7 +93,7 @@ class RoundSum:
         """The global vector with its statistics where they lie in the sum."""
         moved = start.new_zeros(self.means)
         moved[: self.layout.num_parameters] = start[: self.layout.num_parameters]
-        moved[self.sections : self.means] = start[self.layout.num_parameters :]
+        moved[self.sections : self.statistics] = start[self.layout.num_parameters :]
         return moved
 
     def mean(self, part: Tensor, weight: float, dtype: torch.dtype) -> Tensor:
@@ -90,13 +104,22 @@ class RoundSum:
         finally:
             self.accumulator.vector = whole
 
-    def fill_report(self, numbers: Tensor) -> None:
+    def reports(self, weight: float) -> dict[str, Tensor]:
+        """The means of the method's reports, float64 by name, after the collective."""
+        if not self.method.reports:
+            return {}
+        parts = self.mean(self.accumulator.vector[self.statistics : self.means], weight, torch.float64)
+        shapes = self.method.reports.items()
+        split = parts.split([math.prod(shape) for _, shape in shapes])
+        return {name: part.view(shape) for (name, shape), part in zip(shapes, split, strict=True)}
+
+    def fill_record(self, numbers: Tensor) -> None:
         """Put this rank's numbers (float64, zeros where others fill in) behind the means."""
         place = self.accumulator.vector[self.means :]
         # Of an integer sum the bits of one number and zeros are the number.
         place.copy_(numbers.view(torch.int64) if place.dtype == torch.int64 else numbers)
 
-    def report(self) -> Tensor:
+    def record(self) -> Tensor:
         """The numbers of all ranks, float64 on the CPU, after the collective."""
         place = self.accumulator.vector[self.means :].cpu()
         return place.view(torch.float64) if place.dtype == torch.int64 else place.double()
@@ -110,6 +133,7 @@ class ServerState:
         self.scattered = bool(method.server_state) and mesh.clients > 1
         share = self._share(vector.new_zeros(layout.num_parameters))
         self.state = {name: torch.zeros_like(share) for name in method.server_state}
+        self.shared = zeros(method.shared, vector)  # the method's own tensors, the same on every rank
 
     def _share(self, parameters: Tensor) -> Tensor:
         """This rank's part of a vector of parameters, zeros behind the end."""
@@ -154,16 +178,23 @@ class ServerState:
         sections: Sequence[Tensor],
         weight: float,
         equal: float,
-        participation: float,
-        round_number: int,
+        facts: dict[str, Any],
     ) -> None:
-        """The method's update with the means; `weight` and `equal` are the finite lanes' weights together."""
+        """The method's update with the means; `weight` and `equal` are the finite lanes' weights together.
+
+        `facts` are what a `Server` tells a method of the round.
+        """
         mean, dtype = total.mean, self.vector.dtype
         parameters = self.vector[: self.layout.num_parameters]
-        server = Server(self._share(parameters), self.state, participation, round_number)
+        server = Server(self._share(parameters), self.state, **facts)
         uploads = {name: mean(part, equal, dtype) for name, part in zip(self.method.uploads, sections[1:], strict=True)}
         renewed = self.method.server_step(server, mean(sections[0], weight, dtype), uploads)
+        if renewed.shape != server.vector.shape:
+            raise UserError(
+                f"federate.method={self.method.config.method}: `server_step` gave {list(renewed.shape)}, expected the "
+                f"parameters' {list(server.vector.shape)}"
+            )
         if self.scattered:
             renewed = self.mesh.gather_over_clients(renewed.contiguous(), len(parameters))
-        statistics = mean(total.accumulator.vector[total.sections : total.means], weight, dtype)
+        statistics = mean(total.accumulator.vector[total.sections : total.statistics], weight, dtype)
         self.vector = torch.cat([renewed, statistics])

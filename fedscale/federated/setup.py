@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +22,18 @@ from fedscale.errors import UserError
 from fedscale.federated.backends import Backend, RoundStart, Trained
 from fedscale.federated.backends.choose import Choice, cached_choice, choose, described
 from fedscale.federated.backends.memory import free_bytes
+from fedscale.federated.backends.trainer import row_size
 from fedscale.federated.backends.trials import Rehearsal
 from fedscale.federated.backends.workshop import Workshop
 from fedscale.federated.checkpoint import kept_tables, newest_table
 from fedscale.federated.client_state import ClientStates, next_launch
 from fedscale.federated.data import RoundData
 from fedscale.federated.engine import Engine
+from fedscale.federated.fit import check_fit, problem_of
 from fedscale.federated.flat import FlatLayout, FlatModel, ModelHost
-from fedscale.federated.methods import METHODS, Method
+from fedscale.federated.methods import Method, method_class
 from fedscale.federated.plan import local_steps
+from fedscale.federated.pool import Pool
 from fedscale.federated.server import ServerState
 
 RECORD = "backend.json"
@@ -45,18 +48,22 @@ def build_engine(
     mesh: Mesh,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
+    pool: Pool | None = None,
+    teacher: Mapping[str, torch.Tensor] | None = None,
 ) -> Engine:
     """The engine that trains `model` (on its device) on the clients' rows of `data`; `folder` keeps what is recorded.
 
-    Raises UserError for lanes that do not fit, and for a run that was begun on other software in exact mode.
+    `pool` and `teacher` are for methods that ask for them. Raises UserError for lanes that do not fit, for a method
+    that cannot train this model, and for a run that was begun on other software in exact mode.
     """
     settings = config.federate
-    method = METHODS[settings.method](settings)
+    method = method_class(settings.method)(settings, problem_of(model, data.image_shape, len(clients)))
+    check_fit(method, model, settings, data)
     if mesh.device.type == "cpu":
         keep_freed_memory()
     if settings.precision != "fp32" and mesh.device.type == "cpu":
         say(f"federate.precision={settings.precision}: on a CPU clients train in fp32")
-    parts = _Parts(config, model, data, clients, mesh, method, folder, say)
+    parts = _Parts(config, model, data, clients, mesh, method, folder, say, pool, teacher or {})
     engine = _sharded_engine(parts) if settings.shard > 1 else _whole_engine(parts)
     if method.client_state:
         assert folder is not None, f"{method.name} keeps client state; it needs a folder"
@@ -76,10 +83,14 @@ class _Parts:
     method: Method
     folder: Path | None
     say: Callable[[str], None]
+    pool: Pool | None
+    teacher: Mapping[str, torch.Tensor]
 
     def engine(self, backend: Backend | None, host: ModelHost, server: ServerState) -> Engine:
         """The engine; a backend that is yet to be chosen by trials with the engine itself may be missing."""
-        return Engine(self.config, self.method, backend, self.data, self.clients, host, server, self.mesh)  # type: ignore[arg-type]
+        engine = Engine(self.config, self.method, backend, self.data, self.clients, host, server, self.mesh)  # type: ignore[arg-type]
+        engine.pool, engine.teacher = self.pool, self.teacher
+        return engine
 
 
 def _whole_engine(parts: _Parts) -> Engine:
@@ -174,17 +185,22 @@ def _rehearsal(engine: Engine, held: list[int]) -> Rehearsal:
 
     def absorb(trained: Trained) -> None:
         weights = torch.full((trained.plan.lanes,), share, dtype=torch.float64)
-        total.add(trained, engine.method.uploads, start.vector, weights, share)
+        total.add(trained, start.vector, weights, share)
 
     return Rehearsal(cohort, lambda clients: engine.plan(1, clients), absorb, start, engine.server.vector.device)
 
 
 def _trial_start(engine: Engine) -> RoundStart:
     class Zeros:
-        def read(self, client: int, role: str, out: torch.Tensor) -> None:
+        def read(self, client: int, role: str, out: torch.Tensor) -> bool:
             out.zero_()
+            return False
 
-    return RoundStart(engine.server.vector.clone(), engine.server.broadcast_zeros(), Zeros())
+    vector, shared = engine.server.vector.clone(), engine.server.shared
+    pool = engine.pool.images if engine.pool else None
+    return RoundStart(
+        vector, engine.server.broadcast_zeros(), Zeros(), shared=shared, model=lambda: engine.host.model, pool=pool
+    )
 
 
 def _client_states(engine: Engine, folder: Path, say: Callable[[str], None]) -> ClientStates:
@@ -195,7 +211,7 @@ def _client_states(engine: Engine, folder: Path, say: Callable[[str], None]) -> 
         where,
         engine.method.client_state,
         len(engine.clients),
-        engine.layout.num_parameters,
+        row_size(engine.method, engine.layout),
         engine.server.vector.dtype,
         launch,
         mesh.client_index,

@@ -7,7 +7,7 @@ that slice alone. Batch norm takes the statistics of the whole batch. What comes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ from fedscale.distributed.batch_norm import SyncedBatchNorm, synchronise_batch_n
 from fedscale.distributed.mesh import Mesh
 from fedscale.federated.backends.base import Interrupted, RoundStart, Trained
 from fedscale.federated.backends.optimise import descend
-from fedscale.federated.backends.trainer import broadcast_blocks, fill_roles
-from fedscale.federated.data import RoundData
+from fedscale.federated.backends.trainer import broadcast_blocks, checked_losses, fill_roles
+from fedscale.federated.clients import Clients
+from fedscale.federated.data import RoundData, StagedGroup
 from fedscale.federated.flat import Entry, FlatLayout, placed
 from fedscale.federated.lanes.state import Blocks, LaneState, LaneView
-from fedscale.federated.methods import Method
+from fedscale.federated.methods import Batch, Method
+from fedscale.federated.methods.base import zeros
 from fedscale.federated.plan import GroupPlan
 
 
@@ -69,6 +71,16 @@ class ShardedModel:
             own[name].copy_(value)
         for counter, initial in self._counters:
             counter.copy_(initial)
+
+    @torch.no_grad()
+    def read(self) -> Tensor:
+        """The model's state as this rank's vector."""
+        own, vector = self.tensors(), next(iter(self.statistics.values()), None)
+        like = next(iter(own.values())) if vector is None else vector
+        out = like.new_zeros(self.layout.size)
+        for name, view in self.layout.views(out).items():
+            view.copy_(own[name])
+        return out
 
     @torch.no_grad()
     def slice_of(self, whole: Tensor) -> Tensor:
@@ -133,22 +145,45 @@ class ShardedBackend:
         self.sharded.load(start.vector)
         self.sharded.model.train()
         fill_roles(self.state, self.method, start, plan, self._row)
-        self.method.init(self._view, broadcast_blocks(self.sharded.layout, start))
+        clients = self._clients(start, plan, staged)
+        self.method.init(clients)
         start.begun()
         total = torch.zeros(1, dtype=torch.float64, device=self._row.device)
         for step in range(plan.steps[0]):
             # A stop must be the row's: one rank alone would leave the others waiting in the next layer.
             if self.sharded.mesh.sum_over_shard(torch.tensor([float(start.interrupted())])) > 0:
                 raise Interrupted
-            total += self._step(staged, step, int(plan.counts[step, 0]))
-        steps = torch.tensor(plan.steps, dtype=torch.float64, device=self._row.device)
-        self.method.final(self._view, steps)
+            total += self._step(staged, clients, step, int(plan.counts[step, 0]))
+        self.method.final(clients)
         own = self.sharded.tensors()
         for name, block in self.state.model.blocks().items():
             block[0].copy_(own[name])
-        return Trained(plan, self.state, self.sharded.mesh.sum_over_shard(total) / steps)
+        return Trained(plan, self.state, self.sharded.mesh.sum_over_shard(total) / clients.steps)
 
-    def _step(self, staged: Any, step: int, size: int) -> Tensor:
+    def _clients(self, start: RoundStart, plan: GroupPlan, staged: StagedGroup) -> Clients:
+        """The one client as a method sees it."""
+        method, like = self.method, self._row
+
+        def judged(images: Tensor) -> Tensor:
+            raise AssertionError("no method that judges by clients' models is run with sharded ones")
+
+        return Clients(
+            plan,
+            self.data,
+            staged,
+            start.model,
+            method.problem.num_classes,
+            start.shared,
+            {},
+            self._view,
+            broadcast_blocks(self.sharded.layout, start),
+            zeros(method.tallies, like, 1),
+            judged,
+            None,
+            torch.tensor(plan.steps, dtype=torch.float64, device=like.device),
+        )
+
+    def _step(self, staged: StagedGroup, clients: Clients, step: int, size: int) -> Tensor:
         """One optimiser step on this rank's part of the batch; returns its share of the batch's mean loss."""
         mesh, model = self.sharded.mesh, self.sharded.model
         images, labels = self.data.batch(staged, step, 0, 1, size, channels_last=False, dtype=self._row.dtype)
@@ -160,7 +195,8 @@ class ShardedBackend:
             if isinstance(module, SyncedBatchNorm):
                 module.counted = counted
         with torch.enable_grad():
-            losses = self.method.loss(model(images[mine, 0])[None], labels[:, mine])[0] * counted
+            batch = Batch(model(images[mine, 0])[None], labels[:, mine], clients.tallies, clients.shared)
+            losses = checked_losses(self.method, batch)[0] * counted
             # FSDP averages gradients over the row; with this factor that is the gradient of the batch's mean.
             (losses.sum() * (mesh.shard / size)).backward()
         gradients = Blocks(self._gradient(p)[None] for p in self.sharded.parameters.values())

@@ -1,15 +1,17 @@
 """A model behaves the same when its state is one vector, and the states of K clients are one buffer."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from fedscale.config.schema import FederateConfig, ModelConfig
+from fedscale.federated.clients import Clients
 from fedscale.federated.flat import ALIGNED, FlatLayout, FlatModel, LaneBuffer
-from fedscale.federated.lanes.state import LaneState
-from fedscale.federated.methods import METHODS
+from fedscale.federated.lanes.state import Blocks, LaneState
+from fedscale.federated.methods import method_class
 from fedscale.models import build_model
 
 
@@ -196,14 +198,19 @@ def test_a_buffer_without_statistics_holds_parameters_alone() -> None:
 
 def test_paddings_of_all_buffers_stay_zero_while_lanes_work() -> None:
     layout = FlatLayout.of(small_model())
-    state = LaneState(layout, 3, torch.zeros(1), METHODS["scaffold"].roles)
+    state = LaneState(layout, 3, torch.zeros(1), method_class("scaffold").roles)
     state.model.fill(random_vector(layout, 0))
-    view, method = state.view(0, 2), METHODS["scaffold"](FederateConfig())
+    view, method = state.view(0, 2), method_class("scaffold")(FederateConfig(method="scaffold"))
     with torch.no_grad():
         server = [torch.randn(1, *entry.shape) for entry in layout.parameters]
-        method.init(view, {"control": server})
+        nothing: Any = None
+        steps = torch.tensor([3.0, 2.0])
+        clients = Clients(
+            nothing, nothing, nothing, nothing, 4, {}, {}, view, {"control": Blocks(server)}, {}, nothing, None, steps
+        )
+        method.init(clients)
         method.adjust(view, view["start"])
-        method.final(view, torch.tensor([3.0, 2.0]))
+        method.final(clients)
     for buffer in (state.model, *state.roles.values()):
         inside = torch.zeros_like(buffer.data)
         for entry in buffer.entries:

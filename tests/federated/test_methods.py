@@ -2,21 +2,36 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fedscale.config.schema import FederateConfig, ServerConfig
+from fedscale.config.methods import BUILT_IN
+from fedscale.config.schema import FederateConfig
+from fedscale.federated.clients import Clients
 from fedscale.federated.flat import FlatLayout
 from fedscale.federated.lanes.state import Blocks, LaneState, LaneView
-from fedscale.federated.methods import METHODS, Method, Server
+from fedscale.federated.methods import Batch, Method, Server, built_in
 
 SIZE, ROUNDS, CLIENTS, COHORT = 101, 3, 20, 5
-SETTINGS = FederateConfig(
-    lr=0.2, prox_mu=0.3, server=ServerConfig(lr=0.7, momentum=0.8, beta1=0.6, beta2=0.95, tau=0.05)
-)
+ADAPTIVE = {"server_lr": 0.7, "beta1": 0.6, "beta2": 0.95, "tau": 0.05}
+OPTIONS: dict[str, dict[str, float]] = {
+    "fedprox": {"mu": 0.3},
+    "fedavgm": {"server_lr": 0.7, "momentum": 0.8},
+    "fedadagrad": ADAPTIVE,
+    "fedadam": ADAPTIVE,
+    "fedyogi": ADAPTIVE,
+    "scaffold": {"server_lr": 0.7},
+}
+
+
+def made(name: str) -> Method:
+    """A method with the options of this file's formulas."""
+    return built_in()[name](FederateConfig(lr=0.2, method=name, options=OPTIONS.get(name, {})))
+
 
 Vectors = list[np.ndarray]
 
@@ -98,9 +113,9 @@ def run(method: Method, cut: slice, dtype: torch.dtype = torch.float64) -> tuple
     return out, state
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_three_rounds_of_the_server_are_the_papers_equations(name: str) -> None:
-    method = METHODS[name](SETTINGS)
+    method = made(name)
     start, means, changes = inputs(method)
     wanted = SERVERS[name](start.numpy(), [m.numpy() for m in means], [c.numpy() for c in changes])
     found, state = run(method, slice(None))
@@ -112,9 +127,9 @@ def test_three_rounds_of_the_server_are_the_papers_equations(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_a_server_step_on_slices_is_the_step_on_the_whole_to_the_last_bit(name: str, dtype: torch.dtype) -> None:
-    method = METHODS[name](SETTINGS)
+    method = made(name)
     whole, state = run(method, slice(None), dtype)
     for cuts in ((0, 32, 64, 96, SIZE), (0, 1, 8, 51, SIZE)):
         parts = [run(method, slice(a, b), dtype) for a, b in itertools.pairwise(cuts)]
@@ -125,8 +140,8 @@ def test_a_server_step_on_slices_is_the_step_on_the_whole_to_the_last_bit(name: 
 
 
 def test_elements_that_never_move_stay_where_they_are() -> None:
-    for name, kind in METHODS.items():
-        method, vector = kind(SETTINGS), torch.zeros(4)  # paddings
+    for name in SERVERS:
+        method, vector = made(name), torch.zeros(4)  # paddings
         state = {key: torch.zeros(4) for key in method.server_state}
         for number in range(1, 4):
             uploads = {key: torch.zeros(4) for key in method.uploads}
@@ -150,8 +165,14 @@ def lanes_of(method: Method, steps: int = 3) -> tuple[LaneState, LaneView, list[
     return state, view, gradients
 
 
+def clients_of(view: LaneView, broadcast: dict[str, Blocks], steps: Tensor) -> Clients:
+    """Clients whose samples no method asks for."""
+    nothing: Any = None
+    return Clients(nothing, nothing, nothing, nothing, 4, {}, {}, view, broadcast, {}, nothing, None, steps)
+
+
 def test_fedprox_adds_the_gradient_of_half_mu_times_the_squared_distance() -> None:
-    method = METHODS["fedprox"](SETTINGS)
+    method = made("fedprox")
     state, view, gradients = lanes_of(method)
     models = [p.detach().clone().requires_grad_() for p in view.parameters]
     distance = sum(((p - w) ** 2).sum() for p, w in zip(models, view["start"], strict=True))
@@ -166,7 +187,7 @@ def test_fedprox_adds_the_gradient_of_half_mu_times_the_squared_distance() -> No
 
 
 def test_scaffold_corrects_by_the_controls_and_renews_them_by_option_two() -> None:
-    method = METHODS["scaffold"](SETTINGS)
+    method = made("scaffold")
     state, view, gradients = lanes_of(method)
     other = {role: [block[2].clone() for block in buffer.flat_blocks()] for role, buffer in state.roles.items()}
     control, start = ([b.clone() for b in view[role]] for role in ("control", "start"))
@@ -175,9 +196,10 @@ def test_scaffold_corrects_by_the_controls_and_renews_them_by_option_two() -> No
     adjusted = Blocks([g.clone() for g in gradients])
     steps = torch.tensor([6.0, 2.0], dtype=torch.float64)
     with torch.no_grad():
-        method.init(view, {"control": Blocks(c)})
+        clients = clients_of(view, {"control": Blocks(c)}, steps)
+        method.init(clients)
         method.adjust(view, adjusted)
-        method.final(view, steps)
+        method.final(clients)
     for i, gradient in enumerate(gradients):
         torch.testing.assert_close(adjusted[i], gradient - control[i] + c[i], rtol=1e-12, atol=1e-12)
         for lane, count in enumerate(steps.tolist()):
@@ -191,7 +213,7 @@ def test_scaffold_corrects_by_the_controls_and_renews_them_by_option_two() -> No
 
 def test_scaffolds_server_control_stays_the_mean_of_all_clients_controls() -> None:
     draws, clients = np.random.default_rng(0), np.zeros((CLIENTS, SIZE))
-    method = METHODS["scaffold"](SETTINGS)
+    method = made("scaffold")
     state = {"control": torch.zeros(SIZE, dtype=torch.float64)}
     for number in range(1, 5):
         cohort = draws.choice(CLIENTS, COHORT, replace=False)
@@ -206,19 +228,19 @@ def test_scaffolds_server_control_stays_the_mean_of_all_clients_controls() -> No
 def test_the_loss_of_each_sample_is_its_cross_entropy() -> None:
     logits = torch.randn(3, 5, 4, dtype=torch.float64).transpose(0, 1).contiguous().transpose(0, 1)
     labels = torch.randint(0, 4, (3, 5))
-    losses = METHODS["fedavg"](SETTINGS).loss(logits, labels)
+    losses = made("fedavg").loss(Batch(logits, labels))
     wanted = -torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]
     torch.testing.assert_close(losses, wanted)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_what_a_method_names_fits_together(name: str) -> None:
-    kind = METHODS[name]
+    kind = built_in()[name]
     assert kind.name == name
     assert kind.citation
     assert kind.extra_cost
     assert set(kind.client_state) <= set(kind.roles)
     assert set(kind.uploads) <= set(kind.roles)
     assert set(kind.broadcast) <= set(kind.server_state)
-    assert kind(SETTINGS).adjusts == (name in ("fedprox", "scaffold"))
-    assert kind(SETTINGS).weight(17) == 17.0
+    assert made(name).adjusts == (name in ("fedprox", "scaffold"))
+    assert made(name).weight(17) == 17.0

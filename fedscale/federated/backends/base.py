@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedscale.federated.lanes.state import LaneState
 from fedscale.federated.plan import GroupPlan
@@ -23,8 +23,12 @@ class OutOfMemory(Exception):
 class ClientRows(Protocol):
     """Where clients' own vectors are kept between rounds."""
 
-    def read(self, client: int, role: str, out: Tensor) -> None:
-        """Fill `out` with the client's vector; zeros before its first round."""
+    def read(self, client: int, role: str, out: Tensor) -> bool:
+        """Fill `out` with the client's vector; zeros, and False returned, before its first round."""
+
+
+def _none() -> nn.Module:
+    raise RuntimeError("no rank holds a whole model here")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class RoundStart:
     clients: ClientRows | None = None
     interrupted: Callable[[], bool] = lambda: False
     begun: Callable[[], None] = lambda: None  # called once a group has what it needs: the next one's may be fetched
+    shared: Mapping[str, Tensor] = field(default_factory=dict)  # the method's tensors at the server
+    model: Callable[[], nn.Module] = _none  # the whole model with `vector` in it; made when it is first asked for
+    pool: Tensor | None = None  # the server's images, normalised
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Trained:
     plan: GroupPlan
     state: LaneState
     losses: Tensor  # float64 [L]: each client's mean loss over its steps
+    reports: Mapping[str, Tensor] = field(default_factory=dict)  # [L, *shape]: the method's small uploads
 
 
 class Backend(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def free_bytes(device: torch.device) -> int:
 def lane_bytes(layout: FlatLayout, method: Method, settings: FederateConfig, itemsize: int) -> int:
     """Bytes of one lane: its model, a backward pass's gradients, the method's roles, momentum."""
     vectors = 1 + len(method.roles) + (settings.momentum > 0)
-    return itemsize * (layout.size + vectors * layout.num_parameters)
+    small = sum(math.prod(shape) for shapes in (method.reports, method.tallies) for shape in shapes.values())
+    return itemsize * (layout.size + vectors * layout.num_parameters + small)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

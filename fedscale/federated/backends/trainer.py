@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fedscale.errors import UserError
 from fedscale.federated.backends.base import Interrupted, RoundStart, Trained
 from fedscale.federated.backends.optimise import descend
+from fedscale.federated.clients import Clients
 from fedscale.federated.lanes.direct import Sink
 from fedscale.federated.lanes.state import Blocks, LaneState, LaneView
+from fedscale.federated.methods.base import Batch, zeros
 from fedscale.federated.plan import GroupPlan
 
 if TYPE_CHECKING:
@@ -39,9 +43,11 @@ class LaneTrainer:
         self.form, self.method, self.settings, self.data = form, method, settings, data
         self.layout = layout
         roles = {*method.roles, *(["momentum"] if settings.momentum else [])}
-        self.state = LaneState(layout, lanes, like, sorted(roles))
+        self.state = LaneState(layout, lanes, like, sorted(roles), method.models)
+        self.tallies, self.reports = zeros(method.tallies, like, lanes), zeros(method.reports, like, lanes)
+        self.shared = zeros(method.shared, like)  # of the round at hand; in one place, as captured steps want it
         self.plain = not method.adjusts and not settings.momentum and not settings.weight_decay
-        self._like, self._row = like, like.new_zeros(layout.num_parameters)
+        self._like, self._row = like, like.new_zeros(row_size(method, layout))
         # Weight gradients of linear layers go straight into the weights (plain SGD), or into a buffer of their own.
         direct = form.single_linears if like.device.type == "cpu" and not self.compiled else set()
         form.lanes.sink, form.lanes.direct = Sink(settings.lr if self.plain else None), direct
@@ -53,7 +59,7 @@ class LaneTrainer:
     def train(self, start: RoundStart, plan: GroupPlan) -> Trained:
         """Train the plan's clients from the global vector. Raises Interrupted when a stop is asked for."""
         staged = self.data.stage(plan)
-        whole = self.begin(start, plan)
+        clients = self.begin(start, plan, staged)
         start.begun()
         losses = torch.zeros(plan.lanes, dtype=torch.float64, device=self._like.device)
         for step in range(plan.steps[0]):
@@ -61,21 +67,44 @@ class LaneTrainer:
                 raise Interrupted
             for first, stop, size in plan.runs(step):
                 losses[first:stop] += self.step(staged, self.state.view(first, stop), step, size)
-        return self.end(whole, plan, losses)
+        return self.end(clients, losses)
 
-    def begin(self, start: RoundStart, plan: GroupPlan) -> LaneView:
+    def begin(self, start: RoundStart, plan: GroupPlan, staged: StagedGroup) -> Clients:
         """Fill the buffers for the plan's clients."""
-        whole = self.state.view(0, plan.lanes)
         self.state.model.fill(start.vector)
         fill_roles(self.state, self.method, start, plan, self._row)
-        self.method.init(whole, broadcast_blocks(self.layout, start))
-        return whole
+        for tensor in (*self.tallies.values(), *self.reports.values()):
+            tensor.zero_()
+        for name, tensor in self.shared.items():
+            tensor.copy_(start.shared[name])
+        view = self.state.view(0, plan.lanes)
+        clients = Clients(
+            plan,
+            self.data,
+            staged,
+            start.model,
+            self.method.problem.num_classes,
+            self.shared,
+            {name: report[: plan.lanes] for name, report in self.reports.items()},
+            view,
+            broadcast_blocks(self.layout, start),
+            {name: tally[: plan.lanes] for name, tally in self.tallies.items()},
+            lambda images: self._judged(view.tensors, images.unsqueeze(1).expand(-1, plan.lanes, -1, -1, -1))[1],
+            start.pool,
+            torch.tensor(plan.steps, dtype=torch.float64, device=self._like.device),
+        )
+        self.method.init(clients)
+        return clients
 
-    def end(self, whole: LaneView, plan: GroupPlan, losses: Tensor) -> Trained:
+    def end(self, clients: Clients, losses: Tensor) -> Trained:
         """The method's last word, and the lanes as they are now."""
-        steps = torch.tensor(plan.steps, dtype=torch.float64, device=self._like.device)
-        self.method.final(whole, steps)
-        return Trained(plan, self.state, losses / steps)
+        self.method.final(clients)
+        return Trained(clients.plan, self.state, losses / clients.steps, clients.reports)
+
+    @torch.no_grad()
+    def _judged(self, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Features and logits of images [B, L, C, H, W], in evaluation mode."""
+        return self.form.judged(tensors, images)
 
     def step(self, staged: StagedGroup, view: LaneView, step: int, size: int) -> Tensor:
         """One optimiser step of a run of lanes, `size` samples each; returns their losses [L]."""
@@ -100,16 +129,33 @@ class LaneTrainer:
         form.lanes.dropout_keys, form.lanes.step = dropout_keys[lanes], step
         if self._direct:
             form.lanes.gradients = {name: buffer[lanes] for name, buffer in self._direct.items()}
+        side = {name: staged.side[name][rows] for name in self.method.sides}
         with torch.enable_grad():
-            losses = self.losses(view, images, labels)
+            losses = self.losses(view, images, labels, side)
         self.update(view, losses)
         return losses.detach()
 
-    def losses(self, view: LaneView, images: Tensor, labels: Tensor) -> Tensor:
+    def losses(self, view: LaneView, images: Tensor, labels: Tensor, side: dict[str, Tensor]) -> Tensor:
         """Each lane's mean loss [L] on its batch."""
+        method, lanes, dtype = self.method, slice(view.start, view.stop), self._like.dtype
+        features = None
         with torch.autocast(self._like.device.type, torch.bfloat16, enabled=self._autocast):
-            logits = self.form.logits(view, images)
-        return self.method.loss(logits.to(self._like.dtype), labels).mean(1)
+            if method.uses_features:
+                features, logits = self.form.outputs(view, images)
+                features = features.to(dtype)
+            else:
+                logits = self.form.logits(view, images)
+            others = {role: self._judged(view.model(role), images)[0] for role in method.compares}
+        batch = Batch(
+            logits.to(dtype),
+            labels,
+            {name: tally[lanes] for name, tally in self.tallies.items()},
+            self.shared,
+            side,
+            features,
+            {role: found.to(dtype) for role, found in others.items() if found is not None},
+        )
+        return checked_losses(method, batch).mean(1)
 
     @torch.no_grad()
     def update(self, view: LaneView, losses: Tensor) -> None:
@@ -152,10 +198,26 @@ def fill_roles(state: LaneState, method: Method, start: RoundStart, plan: GroupP
         elif role in method.client_state:
             assert start.clients is not None, f"{method.name} needs a store of client state"
             for lane, client in enumerate(plan.clients):
-                start.clients.read(client, role, row)
-                buffer.set_lane(lane, row)
+                known = start.clients.read(client, role, row)
+                buffer.set_lane(lane, row if known or role not in method.models else start.vector)
         elif role == "momentum":
             buffer.data.zero_()
+
+
+def checked_losses(method: Method, batch: Batch) -> Tensor:
+    """The method's loss of each sample. Raises UserError where it is of another shape."""
+    losses = method.loss(batch)
+    if losses.shape != batch.labels.shape:
+        raise UserError(
+            f"federate.method={method.config.method}: `loss` gave {list(losses.shape)}, expected a loss of each sample, "
+            f"[lanes, batch] = {list(batch.labels.shape)}"
+        )
+    return losses
+
+
+def row_size(method: Method, layout: FlatLayout) -> int:
+    """Elements of a client's row: of a whole model where the method keeps one."""
+    return layout.size if set(method.models) & set(method.client_state) else layout.num_parameters
 
 
 def broadcast_blocks(layout: FlatLayout, start: RoundStart) -> dict[str, Blocks]:

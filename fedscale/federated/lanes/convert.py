@@ -7,7 +7,9 @@ models that treat channels alike, so `check` compares it with the model before i
 from __future__ import annotations
 
 import copy
-from typing import Protocol
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from fedscale.federated.lanes import layers
 from fedscale.federated.lanes.layers import Lanes, Unsupported
 from fedscale.federated.lanes.state import LaneView
 from fedscale.models.pointwise import PointwiseConv2d
+from fedscale.models.resnet import Classifier
 
 TWINS: dict[type[nn.Module], type[layers.LaneLayer]] = {
     nn.Conv1d: layers.LaneConv,
@@ -45,6 +48,12 @@ class Form(Protocol):
     def logits(self, view: LaneView, images: Tensor) -> Tensor:
         """Logits [L, B, C] of float images [B, L, C, H, W], in training mode; statistics in `view` are updated."""
 
+    def outputs(self, view: LaneView, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [L, B, D], the classifier's inputs, and logits, in training mode; of a Classifier alone."""
+
+    def judged(self, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Features (None of a model that is no Classifier) and logits of tensors [L, *shape], in evaluation mode."""
+
 
 class LaneForm:
     """The module tree of L clients."""
@@ -54,17 +63,34 @@ class LaneForm:
     def __init__(self, model: nn.Module) -> None:
         self.lanes = Lanes()
         _refuse_tied(model)
-        self.tree = _twin(copy.deepcopy(model), "", self.lanes).train()
+        self._model = _hollow(model)
+        self.tree = _twin(copy.deepcopy(self._model), "", self.lanes).train()
         self.channels_last = any(isinstance(module, layers.LaneConv) for module in self.tree.modules())
         self.single_linears = set[str]()  # known once the form was checked, which counts the uses
 
     def logits(self, view: LaneView, images: Tensor) -> Tensor:
-        lanes = self.lanes
-        lanes.count, lanes.tensors = len(view), view.tensors
-        out = self.tree(images.flatten(1, 2))
-        if out.dim() != 2 or out.shape[1] % len(view):
-            raise Unsupported(f"the model: an output of shape {list(out.shape)}, expected [B, lanes · classes]")
-        return out.view(len(out), len(view), -1).transpose(0, 1)
+        self.lanes.count, self.lanes.tensors = len(view), view.tensors
+        return _by_lane(self.tree(images.flatten(1, 2)), len(view))
+
+    def outputs(self, view: LaneView, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.lanes.count, self.lanes.tensors = len(view), view.tensors
+        assert isinstance(self.tree, Classifier), "a method that asks for features was given another model"
+        features = self.tree.features(images.flatten(1, 2))
+        return _by_lane(features, len(view)), _by_lane(self.tree.classifier(features), len(view))
+
+    def judged(self, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor | None, Tensor]:
+        tree, lanes = self._judge
+        lanes.count, lanes.tensors = images.shape[1], dict(tensors)
+        if not isinstance(tree, Classifier):
+            return None, _by_lane(tree(images.flatten(1, 2)), lanes.count)
+        features = tree.features(images.flatten(1, 2))
+        return _by_lane(features, lanes.count), _by_lane(tree.classifier(features), lanes.count)
+
+    @cached_property
+    def _judge(self) -> tuple[nn.Module, Lanes]:
+        """The tree in evaluation mode; it needs no memory of its own."""
+        lanes = Lanes()
+        return _twin(copy.deepcopy(self._model), "", lanes).eval(), lanes
 
 
 class VmapForm:
@@ -82,13 +108,38 @@ class VmapForm:
         self._counters = counters_of(model)
 
     def logits(self, view: LaneView, images: Tensor) -> Tensor:
-        counters = {name: c.expand(len(view), *c.shape).clone() for name, c in self._counters.items()}
-        tensors = view.tensors | {name: _dense(view.tensors[name]) for name in self._kernels} | counters
+        logits: Tensor = self._mapped(self._model, view.tensors, images)
+        return logits
 
-        def one(tensors: dict[str, Tensor], batch: Tensor) -> Tensor:
-            return functional_call(self._model, tensors, (batch,))
+    def outputs(self, view: LaneView, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self._both(self._speaker, view.tensors, images)
 
-        return vmap(one, in_dims=(0, 1), randomness="different")(tensors, images)
+    def judged(self, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor | None, Tensor]:
+        if isinstance(self._model, Classifier):
+            return self._both(self._judge, tensors, images)
+        return None, self._mapped(self._judge, tensors, images)
+
+    def _both(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self._mapped(model, tensors, images)
+        return features, logits
+
+    def _mapped(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Any:
+        lanes = images.shape[1]
+        counters = {name: c.expand(lanes, *c.shape).clone() for name, c in self._counters.items()}
+        dense = {name: _dense(tensors[name]) for name in self._kernels}
+
+        def one(tensors: dict[str, Tensor], batch: Tensor) -> Any:
+            return functional_call(model, tensors, (batch,))
+
+        return vmap(one, in_dims=(0, 1), randomness="different")(dict(tensors) | dense | counters, images)
+
+    @cached_property
+    def _speaker(self) -> nn.Module:
+        return _speaking(self._model).train()
+
+    @cached_property
+    def _judge(self) -> nn.Module:
+        return (_speaking(self._model) if isinstance(self._model, Classifier) else _hollow(self._model)).eval()
 
 
 class PlainForm:
@@ -104,14 +155,58 @@ class PlainForm:
         self._counting = self._counters  # and as they are now
 
     def logits(self, view: LaneView, images: Tensor) -> Tensor:
-        assert len(view) == 1, "the plain form holds one client"
-        tensors = {name: tensor[0] for name, tensor in view.tensors.items()}
-        tensors |= {name: _dense(tensors[name]) for name in self._kernels}
+        logits: Tensor = self._called(self._model, view.tensors, images)
+        return logits[None]
+
+    def outputs(self, view: LaneView, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self._called(self._speaker, view.tensors, images)
+        return features[None], logits[None]
+
+    def _called(self, model: nn.Module, stacked: Mapping[str, Tensor], images: Tensor) -> Any:
+        """What the model, in training mode, makes of one lane's images; its counters go on counting."""
         if isinstance(self.lanes.step, int) and self.lanes.step == 0:  # another client begins
             self._counting = {name: counter.clone() for name, counter in self._counters.items()}
         if self.lanes.dropout_keys is not None:  # what the model draws by itself is the client's and step's own too
             torch.manual_seed(int(draw(self.lanes.dropout_keys, torch.as_tensor(self.lanes.step))) & (2**63 - 1))
-        return functional_call(self._model, tensors | self._counting, (images[:, 0],))[None]
+        return functional_call(model, self._single(stacked) | self._counting, (images[:, 0],))
+
+    def judged(self, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor | None, Tensor]:
+        counters = {name: counter.clone() for name, counter in self._counters.items()}
+        out = functional_call(self._judge, self._single(tensors) | counters, (images[:, 0],))
+        return (out[0][None], out[1][None]) if isinstance(self._model, Classifier) else (None, out[None])
+
+    def _single(self, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        tensors = {name: tensor[0] for name, tensor in stacked.items()}
+        assert all(len(tensor) == 1 for tensor in stacked.values()), "the plain form holds one client"
+        return tensors | {name: _dense(tensors[name]) for name in self._kernels}
+
+    @cached_property
+    def _speaker(self) -> nn.Module:
+        return _speaking(self._model).train()
+
+    @cached_property
+    def _judge(self) -> nn.Module:
+        return (_speaking(self._model) if isinstance(self._model, Classifier) else _hollow(self._model)).eval()
+
+
+def _speaking(model: nn.Module) -> nn.Module:
+    """A hollow copy of a classifier whose forward gives features and logits."""
+    hollow = _hollow(model)
+    assert isinstance(hollow, Classifier), "a method that asks for features was given another model"
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = hollow.features(images)
+        return features, hollow.classifier(features)
+
+    hollow.forward = forward  # type: ignore[method-assign,assignment]
+    return hollow
+
+
+def _by_lane(out: Tensor, lanes: int) -> Tensor:
+    """[B, L · n] as [L, B, n]."""
+    if out.dim() != 2 or out.shape[1] % lanes:
+        raise Unsupported(f"the model: an output of shape {list(out.shape)}, expected [B, lanes · classes]")
+    return out.view(len(out), lanes, -1).transpose(0, 1)
 
 
 def _kernels(model: nn.Module) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,12 +41,14 @@ class Blocks(list[Tensor]):
 
 
 class LaneState:
-    """The buffers of K lanes: `model` (with statistics), and one of the parameters for each role."""
+    """The buffers of K lanes: `model` (with statistics), and one a role: of the parameters, or of a whole model."""
 
-    def __init__(self, layout: FlatLayout, lanes: int, like: Tensor, roles: Iterable[str]) -> None:
+    def __init__(
+        self, layout: FlatLayout, lanes: int, like: Tensor, roles: Iterable[str], models: Collection[str] = ()
+    ) -> None:
         self.layout, self.lanes = layout, lanes
         self.model = LaneBuffer(layout, lanes, like)
-        self.roles = {role: LaneBuffer(layout, lanes, like, statistics=False) for role in roles}
+        self.roles = {role: LaneBuffer(layout, lanes, like, statistics=role in models) for role in roles}
         self._views: dict[tuple[int, int], LaneView] = {}
 
     @property
@@ -74,10 +76,15 @@ class LaneView:
         # (running statistics, direct linear layers) does not look like a change of all the others.
         self.tensors = {name: t.data.requires_grad_(name in names) for name, t in tensors.items()}
         self.parameters = Blocks(self.tensors[name] for name in names)
-        self._roles = {role: Blocks(buffer.blocks(start, stop).values()) for role, buffer in state.roles.items()}
+        self._models = {role: buffer.blocks(start, stop) for role, buffer in state.roles.items()}
+        self._roles = {role: Blocks(blocks[name] for name in names) for role, blocks in self._models.items()}
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __getitem__(self, role: str) -> Blocks:
         return self._roles[role]
+
+    def model(self, role: str) -> dict[str, Tensor]:
+        """The tensors [L, *shape] of a role by name, statistics among them where it is a whole model."""
+        return self._models[role]

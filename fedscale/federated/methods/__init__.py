@@ -1,18 +1,28 @@
 """One file a method: what a client minimises and keeps, what it uploads, what the server does with the means.
 
-`base` says what a method may override. To add one: a file beside these, and its class in METHODS.
+`base` says what a method may override. To add one: a file beside these, its options in `config.method_options`, and a
+line in `config.methods`; or a class of your own, named as `federate.method=package.module:Name`.
 """
 
 from __future__ import annotations
 
-from fedscale.federated.methods.base import Method, Server
-from fedscale.federated.methods.fedavg import FedAvg
-from fedscale.federated.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from fedscale.federated.methods.fedprox import FedProx
-from fedscale.federated.methods.scaffold import Scaffold
+from fedscale import plugins
+from fedscale.config.methods import BUILT_IN, KEY, target_of
+from fedscale.errors import UserError
+from fedscale.federated.methods.base import Batch, Method, Problem, Server, ServerWork
 
-__all__ = ["METHODS", "FedAvg", "Method", "Server"]
+__all__ = ["Batch", "Method", "Problem", "Server", "ServerWork", "built_in", "method_class"]
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx, Scaffold)
-}
+
+def method_class(name: str) -> type[Method]:
+    """The method of a config's word. Raises UserError where there is none, or where it is no Method."""
+    target = target_of(name)
+    found = plugins.load(target, KEY)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{KEY}={name}: {target} is no subclass of fedscale.federated.methods.Method")
+    return found
+
+
+def built_in() -> dict[str, type[Method]]:
+    """All methods that come with fedscale, by name."""
+    return {name: method_class(name) for name in BUILT_IN}

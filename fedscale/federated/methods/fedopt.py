@@ -10,21 +10,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedscale.config.method_options import AdaptiveOptions, MomentumOptions
 from fedscale.federated.methods.base import Method, Server
 
 
 class FedAvgM(Method):
-    """v ← β·v + Δ, x ← x + lr·v, with β = `federate.server.momentum`."""
+    """v ← β·v + Δ, x ← x + lr·v, with β = `momentum` and lr = `server_lr`."""
 
     name = "fedavgm"
     citation = "Hsu et al., 2019, arXiv:1909.06335"
     extra_cost = "server: one vector kept"
+    Options = MomentumOptions
+    options: MomentumOptions
     server_state = ("momentum",)
 
     def server_step(self, server: Server, mean: Tensor, uploads: Mapping[str, Tensor]) -> Tensor:
-        settings, momentum = self.config.server, server.state["momentum"]
-        momentum.mul_(settings.momentum).add_(mean - server.vector)
-        return server.vector + settings.lr * momentum
+        momentum = server.state["momentum"].mul_(self.options.momentum).add_(mean - server.vector)
+        return server.vector + self.options.server_lr * momentum
 
 
 class _Adaptive(Method):
@@ -32,15 +34,17 @@ class _Adaptive(Method):
 
     citation = "Reddi et al., ICLR 2021, arXiv:2003.00295"
     extra_cost = "server: two vectors kept"
+    Options = AdaptiveOptions
+    options: AdaptiveOptions
     server_state = ("momentum", "variance")
 
     def server_step(self, server: Server, mean: Tensor, uploads: Mapping[str, Tensor]) -> Tensor:
-        settings, delta = self.config.server, mean - server.vector
-        momentum = server.state["momentum"].mul_(settings.beta1).add_(delta, alpha=1 - settings.beta1)
+        options, delta = self.options, mean - server.vector
+        momentum = server.state["momentum"].mul_(options.beta1).add_(delta, alpha=1 - options.beta1)
         if server.round == 1:
-            server.state["variance"].fill_(settings.tau**2)  # v₀ ≥ τ² in the paper
+            server.state["variance"].fill_(options.tau**2)  # v₀ ≥ τ² in the paper
         variance = self._variance(server.state["variance"], delta.square())
-        return server.vector + settings.lr * momentum / (variance.sqrt() + settings.tau)
+        return server.vector + options.server_lr * momentum / (variance.sqrt() + options.tau)
 
     def _variance(self, variance: Tensor, squared: Tensor) -> Tensor:
         raise NotImplementedError
@@ -61,7 +65,7 @@ class FedAdam(_Adaptive):
     name = "fedadam"
 
     def _variance(self, variance: Tensor, squared: Tensor) -> Tensor:
-        beta2 = self.config.server.beta2
+        beta2 = self.options.beta2
         return variance.mul_(beta2).add_(squared, alpha=1 - beta2)
 
 
@@ -71,5 +75,5 @@ class FedYogi(_Adaptive):
     name = "fedyogi"
 
     def _variance(self, variance: Tensor, squared: Tensor) -> Tensor:
-        beta2 = self.config.server.beta2
+        beta2 = self.options.beta2
         return variance.sub_(squared * torch.sign(variance - squared), alpha=1 - beta2)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fedscale.config.method_options import ScaffoldOptions
+from fedscale.federated.clients import Clients
 from fedscale.federated.lanes.state import Blocks, LaneView
 from fedscale.federated.methods.base import Method, Server
 
@@ -16,21 +18,25 @@ class Scaffold(Method):
     name = "scaffold"
     citation = "Karimireddy et al., ICML 2020, arXiv:1910.06378"
     extra_cost = "client: one vector operation a step, a control kept; upload and download: twice the model"
+    Options = ScaffoldOptions
+    options: ScaffoldOptions
     roles = ("start", "control", "drift", "change")
     client_state = ("control",)
     uploads = ("change",)
     server_state = ("control",)
     broadcast = ("control",)
 
-    def init(self, lanes: LaneView, server: Mapping[str, Blocks]) -> None:
-        for drift, c in zip(lanes["drift"], server["control"], strict=True):
+    def init(self, clients: Clients) -> None:
+        lanes = clients.lanes
+        for drift, c in zip(lanes["drift"], clients.broadcast["control"], strict=True):
             drift.copy_(c.expand_as(drift))
         lanes["drift"].sub_(lanes["control"])
 
     def adjust(self, lanes: LaneView, gradients: Blocks) -> None:
         gradients.add_(lanes["drift"])
 
-    def final(self, lanes: LaneView, steps: Tensor) -> None:
+    def final(self, clients: Clients) -> None:
+        lanes, steps = clients.lanes, clients.steps
         # c_i⁺ = c_i − c + (x − y_i) / (K·lr), where c_i − c = −drift
         renewed = lanes["start"].sub_(lanes.parameters).div_lanes_(steps * self.config.lr).sub_(lanes["drift"])
         lanes["change"].copy_(renewed).sub_(lanes["control"])
@@ -38,4 +44,4 @@ class Scaffold(Method):
 
     def server_step(self, server: Server, mean: Tensor, uploads: Mapping[str, Tensor]) -> Tensor:
         server.state["control"].add_(uploads["change"], alpha=server.participation)
-        return server.vector + self.config.server.lr * (mean - server.vector)
+        return server.vector + self.options.server_lr * (mean - server.vector)

@@ -1,0 +1,66 @@
+"""What the built-in methods let one choose, as `federate.options.NAME`. Defaults are the papers' or official codes'.
+
+Marks: [P] the method's paper, [C] its official code, [D] a decision of this project (no source says it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedscale.config.checks import require
+
+PATH = "federate.options"
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A method without any."""
+
+
+@dataclass(frozen=True)
+class MomentumOptions:
+    """FedAvgM."""
+
+    server_lr: float = 1.0
+    momentum: float = 0.9  # β [P]
+
+    def __post_init__(self) -> None:
+        require(self.server_lr > 0, f"{PATH}.server_lr", self.server_lr, "above 0")
+        require(0 <= self.momentum < 1, f"{PATH}.momentum", self.momentum, "a value from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions:
+    """FedAdagrad, FedAdam, FedYogi."""
+
+    server_lr: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.99  # fedadam, fedyogi
+    tau: float = 1e-3  # adaptivity
+
+    def __post_init__(self) -> None:
+        require(self.server_lr > 0, f"{PATH}.server_lr", self.server_lr, "above 0")
+        require(self.tau > 0, f"{PATH}.tau", self.tau, "above 0")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{PATH}.{name}", value, "a value from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class ProxOptions:
+    """FedProx."""
+
+    mu: float = 0.01  # weight of the proximal term
+
+    def __post_init__(self) -> None:
+        require(self.mu >= 0, f"{PATH}.mu", self.mu, "0 or more")
+
+
+@dataclass(frozen=True)
+class ScaffoldOptions:
+    """SCAFFOLD."""
+
+    server_lr: float = 1.0  # η_g
+
+    def __post_init__(self) -> None:
+        require(self.server_lr > 0, f"{PATH}.server_lr", self.server_lr, "above 0")

@@ -1,0 +1,53 @@
+"""What is learned, read off the model, and whether a method can be run with such a model in such a way."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedscale.config.schema import FederateConfig
+from fedscale.errors import UserError
+from fedscale.federated.data import RoundData
+from fedscale.federated.methods import Method, Problem
+from fedscale.models.resnet import Classifier
+
+
+@torch.no_grad()
+def problem_of(model: nn.Module, image_shape: tuple[int, int, int], num_clients: int) -> Problem:
+    """Classes and features of a model for images [C, H, W]; a model that is no Classifier has no features."""
+    if isinstance(model, Classifier):
+        return Problem(model.classifier.out_features, model.feature_dim, num_clients)
+    training, example = model.training, next(model.parameters())
+    logits = model.eval()(torch.zeros(1, *image_shape, dtype=example.dtype, device=example.device))
+    model.train(training)
+    return Problem(logits.shape[-1], 0, num_clients)
+
+
+def check_fit(method: Method, model: nn.Module, settings: FederateConfig, data: RoundData) -> None:
+    """Raises UserError where the method asks for what the model, `federate.shard` or the data do not give."""
+    whole_model = (
+        (method.uses_features or method.compares, "features"),
+        (method.works, "the server's own training"),
+        ("end" in method.survey_at, "the global model's features"),
+        (method.reports, "each client's whole model"),
+        (method.sides, "a teacher's view of the samples"),
+    )
+    needs = [what for needed, what in whole_model if needed]
+    if needs and settings.shard > 1:
+        raise UserError(
+            f"federate.shard={settings.shard}: {method.name} needs {needs[0]}, which clients that are cut over ranks "
+            "do not give; set federate.shard=1"
+        )
+    if needs and not isinstance(model, Classifier):
+        raise UserError(
+            f"federate.method={method.name}: needs {needs[0]}; expected a model with `features` and `classifier` "
+            f"(fedscale.models.Classifier), found {type(model).__name__}"
+        )
+    for name in method.sides:
+        assert name in data.side, f"{method.name} asks for {name}, which the stage has not added to the data"
+        classes = data.side[name].shape[-1]
+        if classes != method.problem.num_classes:
+            raise UserError(
+                f"federate.method={method.name}: the teacher knows {classes} classes, the model has "
+                f"{method.problem.num_classes}; use a teacher of the same classes"
+            )

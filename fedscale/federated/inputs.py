@@ -1,0 +1,101 @@
+"""What stage 2 reads: shards and stores, the partition, and what a method's server and clients learn from besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedscale.config.schema import Config
+from fedscale.data.build import ensure_shards
+from fedscale.data.manifest import Manifest
+from fedscale.data.open_pool import open_pool
+from fedscale.data.partition import Partition, make_partition
+from fedscale.data.store import ClientStore, open_store
+from fedscale.distributed.mesh import Mesh
+from fedscale.distributed.waiting import by_main
+from fedscale.federated.data import RoundData
+from fedscale.federated.methods import Problem, method_class
+from fedscale.federated.pool import Pool, keyword_labels, pool_rows
+from fedscale.federated.teacher import clip_view
+from fedscale.progress import Reporter
+from fedscale.session import Session
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a run, the same on every rank."""
+
+    manifest: Manifest
+    train: ClientStore
+    judged: ClientStore  # of the split that models are evaluated on
+    partition: Partition
+
+    def for_method(
+        self, config: Config, data: RoundData, mesh: Mesh, session: Session
+    ) -> tuple[Pool | None, dict[str, Tensor]]:
+        """The server's images, and the constants of its work; what clients learn from goes beside `data`.
+
+        Raises UserError where the pool or the teacher's weights are not there.
+        """
+        names = self.manifest.class_names
+        problem = Problem(len(names), 0, len(self.partition.clients))
+        method = method_class(config.federate.method)(config.federate, problem)
+        pool = _pool(config, names, method.pool_images, method.pool_balanced, data, mesh, session)
+        teacher: dict[str, Tensor] = {}
+        if "clip" in method.sides:
+
+            def seen(session: Session) -> dict[str, Tensor]:
+                return clip_view(config, self.manifest, self.train, mesh.device, session)
+
+            view = by_main(mesh, session, seen) or seen(session)
+            data.add_side("clip", view["logits"])
+            teacher["clip"] = view["classes"].to(mesh.device)
+        return pool, teacher
+
+
+def open_inputs(config: Config, folder: Path, mesh: Mesh, session: Session) -> Inputs:
+    """Open the data; the main rank builds what is missing before the others look, and exports the partition."""
+
+    def opened(session: Session) -> tuple[Manifest, ClientStore, ClientStore]:
+        reporter, size, limit = session.reporter, config.data.image_size, config.data.max_corrupt
+        manifest = ensure_shards(config.data, reporter)
+        train = open_store(manifest, "train", size, reporter, limit)
+        return manifest, train, open_store(manifest, config.eval.split, size, reporter, limit)
+
+    manifest, train, judged = by_main(mesh, session, opened) or opened(session)
+    return Inputs(manifest, train, judged, _partition(config, train, folder, mesh, session.reporter))
+
+
+def _partition(config: Config, train: ClientStore, folder: Path, mesh: Mesh, reporter: Reporter) -> Partition:
+    classes = len(train.class_names)
+    partition = make_partition(train.labels, classes, config.data.partition, config.seed, keys=train.keys)
+    if mesh.is_main:
+        if partition.note:
+            reporter.say(f"partition: {partition.note}")
+        partition.save(folder / "partition.json", keys=train.keys)
+    return partition
+
+
+def _pool(
+    config: Config,
+    names: tuple[str, ...],
+    count: int,
+    balanced: bool,
+    data: RoundData,
+    mesh: Mesh,
+    session: Session,
+) -> Pool | None:
+    if not count:
+        return None
+
+    def opened(session: Session) -> ClientStore:
+        manifest = open_pool(config.data, session.reporter)
+        return open_store(manifest, "pool", config.data.image_size, session.reporter, config.data.max_corrupt)
+
+    store = by_main(mesh, session, opened) or opened(session)
+    rows = pool_rows(store, names, count, balanced, config.seed)
+    images = data.normalised(torch.from_numpy(store.images[rows]).to(mesh.device))
+    return Pool(images, torch.from_numpy(keyword_labels(store, names)[rows]).to(mesh.device))
