@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedscale.cli_common import AsJson, DryRun, Words, console, exits
+from fedscale.cli_partition import shards_partition
 from fedscale.config import load_config, load_recipe, to_yaml
 from fedscale.errors import EXIT_USER, UserError
 from fedscale.progress import TerminalReporter
@@ -25,6 +26,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a man
 Jobs = Annotated[int | None, typer.Option(min=1, help="Shards at a time; by default as many as the machine has cores.")]
 
 shards_app = typer.Typer(name="shards", help="Build and inspect WebDataset shards.", no_args_is_help=True)
+shards_app.command("partition")(shards_partition)
 
 
 @shards_app.command("build")

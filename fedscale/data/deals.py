@@ -191,7 +191,10 @@ def _draw(alpha: float, count: int, generator: np.random.Generator) -> np.ndarra
 
 
 def _cut(members: np.ndarray, proportions: np.ndarray) -> list[np.ndarray]:
-    """`members` cut at the cumulative proportions."""
+    """`members` cut at the cumulative proportions, rounded down: the last takes what is left, as in the papers' codes.
+
+    So where a class has fewer samples than there are clients, the last client is sure of one.
+    """
     return np.split(members, (np.cumsum(proportions) * len(members)).astype(int)[:-1])
 
 
