@@ -209,7 +209,7 @@ def checked_losses(method: Method, batch: Batch) -> Tensor:
     losses = method.loss(batch)
     if losses.shape != batch.labels.shape:
         raise UserError(
-            f"federate.method={method.config.method}: `loss` gave {list(losses.shape)}, expected a loss of each sample, "
+            f"federate.method={method.config.method}: `loss` gave {list(losses.shape)}, expected one of each sample, "
             f"[lanes, batch] = {list(batch.labels.shape)}"
         )
     return losses
