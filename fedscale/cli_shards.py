@@ -26,7 +26,6 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a man
 Jobs = Annotated[int | None, typer.Option(min=1, help="Shards at a time; by default as many as the machine has cores.")]
 
 shards_app = typer.Typer(name="shards", help="Build and inspect WebDataset shards.", no_args_is_help=True)
-shards_app.command("partition")(shards_partition)
 
 
 @shards_app.command("build")
@@ -103,6 +102,9 @@ def shards_import(
 def shards_status(folder: Folder, as_json: AsJson = False) -> None:
     """Shards, samples and class counts of built or imported shards."""
     _show_status(folder, as_json)
+
+
+shards_app.command("partition")(shards_partition)
 
 
 @shards_app.command("verify")
