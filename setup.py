@@ -5,13 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+DATA_FILES = ["*.yaml", "*.json", "*.sbatch"]
 VERSION = "0.1.0"
 
 
 def data_packages() -> dict[str, str]:
     """configs/, launch/ and shards/*.yaml become fedscale/configs, …/launch and …/shards once installed."""
     trees = [folder for top in ("configs", "launch") for folder in (HERE / top, *sorted((HERE / top).rglob("*/")))]
-    kept = [folder for folder in (*trees, HERE / "shards") if any(folder.glob("*.yaml")) or any(folder.glob("*.json"))]
+    kept = [folder for folder in (*trees, HERE / "shards") if any(any(folder.glob(kind)) for kind in DATA_FILES)]
     relative = [folder.relative_to(HERE) for folder in kept]
     return {"fedscale." + ".".join(path.parts): str(path) for path in relative}
 
@@ -30,7 +31,7 @@ setup(
     package_dir=DATA,
     package_data={
         "fedscale": ["teachers/shapes/**/*", "report/*.jinja", "py.typed"],
-        **{name: ["*.yaml", "*.json"] for name in DATA},
+        **{name: DATA_FILES for name in DATA},
     },
     install_requires=[
         # The registry's ordinary (CUDA) build; it runs on machines without a GPU too. 2.13.0 is left out because its
@@ -61,6 +62,7 @@ setup(
         "jinja2>=3.1",
         "tensorboard>=2.18",
         "scikit-learn>=1.5",
+        "scipy>=1.12",
     ],
     extras_require={
         "s3": ["s3fs>=2024.6"],  # pools and captions on s3://

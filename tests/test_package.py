@@ -24,8 +24,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_configs_recipes_teachers_and_template(installed: Path) -> None:
     for kind, folder in (("configs", "fedscale/configs"), ("launch", "fedscale/launch")):
-        ours = {str(path.relative_to(kind)) for path in Path(kind).rglob("*.yaml")}
-        assert {str(path.relative_to(installed / folder)) for path in (installed / folder).rglob("*.yaml")} == ours
+        for ending in ("yaml", "json", "sbatch"):
+            ours = {str(path.relative_to(kind)) for path in Path(kind).rglob(f"*.{ending}")}
+            assert {str(p.relative_to(installed / folder)) for p in (installed / folder).rglob(f"*.{ending}")} == ours
     recipes = {path.name for path in Path("shards").glob("*.yaml")}
     assert {path.name for path in (installed / "fedscale/shards").glob("*")} == recipes
     assert (installed / "fedscale/teachers/shapes/clip/open_clip_model.safetensors").stat().st_size > 100_000
