@@ -66,18 +66,22 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def show_report(runs: list[Path], out: Path | None, as_json: bool) -> None:
-    """Write the report of these runs and show its table."""
-    from fedscale.report import closing_lines, default_out, table
+def show_report(
+    runs: list[Path], out: Path | None, as_json: bool, whole_table: bool = False, against: str = ""
+) -> None:
+    """Write the report of these runs and show its short table, or the whole one; as JSON, its rows or the table."""
+    from fedscale.report import closing_lines, default_out, scoreboard, table, terminal
     from fedscale.report import report as write_report
 
     out = out or default_out(runs)
-    rows = write_report(runs, out, TerminalReporter())
+    rows = write_report(runs, out, TerminalReporter(), against)
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(scoreboard(rows, against).to_dict() if whole_table else rows, indent=1))
         return
-    terminal = console()
-    terminal.print(table(rows))
-    for line in closing_lines(rows):
-        terminal.print(line, markup=False)
-    terminal.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+    screen = console()
+    screen.print(terminal(scoreboard(rows, against)) if whole_table else table(rows, against))
+    for line in closing_lines(rows, against):
+        screen.print(line, markup=False)
+    if whole_table:
+        screen.print(f"table: {out / 'table.md'}, {out / 'table.tex'}", markup=False, soft_wrap=True)
+    screen.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)

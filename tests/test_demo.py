@@ -64,7 +64,7 @@ def test_every_variant_leaves_its_stages_and_one_report(finished: Path) -> None:
     summary = json.loads((run / "report" / "summary.json").read_text())
     assert [row["variant"] for row in summary] == ["fedavg", "pretrain", "align", "full"]
     assert all(list(row) == sorted(row) and 0 <= row["all"] <= 100 for row in summary)
-    assert {*summary[0]} == {"variant", "method", "seed", "all", "many", "medium", "few", "seconds"}
+    assert {"variant", "method", "seed", "all", "many", "medium", "few", "seconds"} <= {*summary[0]}
     page = (run / "report" / "report.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
     rows = [json.loads(line) for line in (run / "full-s1" / "caption" / "00000.jsonl").read_text().splitlines()]

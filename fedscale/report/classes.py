@@ -1,9 +1,8 @@
-"""Figures by class: accuracy from head to tail, and row-normalised confusion matrices."""
+"""Figures by class: accuracy from head to tail, class by class or, where there are many, as lines over their ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -16,19 +15,7 @@ from fedscale.report.plots import Styles
 from fedscale.report.records import GROUPS, Evaluation, Run
 
 MOST_NAMED = 30  # more classes than this are lines over the ranks, without names
-MOST_NUMBERED = 12  # confusion matrices up to this size carry their numbers
-MISTAKES = 5  # listed below the matrices
 Accuracy = dict[str, np.ndarray]  # by variant, the classes from head to tail
-HEAT = (0x2F, 0x74, 0xD0)  # on transparent ground: reads on a light card and on a dark one
-
-
-class Mistake(NamedTuple):
-    """Images of one class that were taken for another: percent of the class before and after alignment."""
-
-    actual: str
-    predicted: str
-    before: float
-    after: float
 
 
 def per_class(runs: Sequence[Run], styles: Styles, salt: str, narrow: bool = False) -> Markup:
@@ -54,51 +41,6 @@ def window(num_classes: int) -> int:
     return 2 * max(1, num_classes // 30) + 1
 
 
-def confusion(evaluation: Evaluation, counts: np.ndarray, salt: str) -> Markup:
-    """The matrix [true, predicted] of counts, each row as shares of its images, classes from head to tail."""
-    order = evaluation.head_to_tail
-    matrix = counts[np.ix_(order, order)].astype(float)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1.0)
-    size = len(order)
-    made = svg.figure(480, 480)
-    axes = svg.style(made.add_subplot(), grid="")
-    image = np.zeros((size, size, 4))
-    image[..., :3] = np.array(HEAT) / 255
-    # A power below 1 lifts the small shares, which are what one looks for, and which many classes make very small.
-    image[..., 3] = shares ** (0.75 if size <= MOST_NAMED else 0.45)
-    axes.imshow(image, interpolation="none", aspect="equal")
-    if size <= MOST_NAMED:
-        names = [evaluation.class_names[index] for index in order]
-        axes.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(size), names)
-        axes.tick_params(labelcolor=role("ink"))
-    else:
-        _show_groups(axes, evaluation, shares)
-    for edge in _group_edges(evaluation):
-        axes.axhline(edge, color=role("muted"), linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.axvline(edge, color=role("muted"), linewidth=0.8, linestyle=(0, (3, 3)))
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=role("grid"))
-    if size <= MOST_NUMBERED:
-        for row, column in zip(*np.nonzero(shares >= 0.02), strict=True):
-            colour = role("on-heat") if shares[row, column] > 0.5 else role("ink")
-            label = f"{100 * shares[row, column]:.0f}"
-            axes.text(column, row, label, ha="center", va="center", fontsize=svg.SMALL, color=colour)
-    return svg.inline(made, "confusion matrix, rows are true classes", salt)
-
-
-def top_confusions(evaluation: Evaluation, before: np.ndarray, after: np.ndarray) -> list[Mistake]:
-    """The pairs of classes that lost the largest shares of their images before, the largest first."""
-    shares = [100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in (before, after)]
-    off = shares[0] - np.diag(np.diag(shares[0]))
-    found = []
-    for flat in np.argsort(-off, axis=None, kind="stable")[:MISTAKES]:
-        row, column = divmod(int(flat), len(off))
-        names = evaluation.class_names
-        found.append(Mistake(names[row], names[column], *(float(share[row, column]) for share in shares)))
-    return found
-
-
 def _as_rows(evaluation: Evaluation, accuracy: Accuracy, styles: Styles, salt: str, narrow: bool) -> Markup:
     """A row a class: its name and training images, then a point a variant."""
     size = len(evaluation.head_to_tail)
@@ -122,11 +64,11 @@ def _as_rows(evaluation: Evaluation, accuracy: Accuracy, styles: Styles, salt: s
     for variant, place in styles.items():
         right.plot(accuracy[variant], range(size), linestyle="", zorder=3, clip_on=False, **marker_look(place, 10.0))
     right.tick_params(axis="y", labelleft=False)
-    right.set_title("test accuracy", fontsize=svg.SMALL, color=role("muted"), loc="left", pad=8)
+    right.set_title(f"{evaluation.split} accuracy", fontsize=svg.SMALL, color=role("muted"), loc="left", pad=8)
     right.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     right.set_xlim(0, 100)
     right.set_ylim(size - 0.5, -0.5)
-    for edge_at in _group_edges(evaluation):
+    for edge_at in group_edges(evaluation):
         for axes in (left, right):
             axes.axhline(edge_at, color=role("muted"), linewidth=0.8, linestyle=(0, (3, 3)))
     _name_groups_at_the_right(right, evaluation)
@@ -149,49 +91,31 @@ def _as_lines(evaluation: Evaluation, accuracy: Accuracy, styles: Styles, salt: 
     bottom.bar(range(size), counts, width=0.8 if size <= 200 else 1.0, color=role("bar"), zorder=2)
     top.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     top.set_ylim(0, 100)
-    top.set_ylabel("test accuracy")
+    top.set_ylabel(f"{evaluation.split} accuracy")
     bottom.set_ylabel("images")
     bottom.set_xlabel("class, from head to tail")
     bottom.set_xlim(-0.8, size - 0.2)
-    for edge in _group_edges(evaluation):
+    for edge in group_edges(evaluation):
         for axes in (top, bottom):
             axes.axvline(edge, color=role("muted"), linewidth=0.8, linestyle=(0, (3, 3)))
-    for name, first, last in _group_spans(evaluation):
+    for name, first, last in group_spans(evaluation):
         top.text((first + last) / 2, 101.5, name, ha="center", va="bottom", fontsize=svg.FONT_SIZE, color=role("muted"))
     return svg.inline(made, "accuracy by class rank, from head to tail", salt)
 
 
 def _name_groups_at_the_right(axes: Axes, evaluation: Evaluation) -> None:
-    for name, first, last in _group_spans(evaluation):
+    for name, first, last in group_spans(evaluation):
         at = (1.0, (first + last) / 2)
         svg.label(axes, name, at, beside=14, color=role("muted"), xycoords=("axes fraction", "data"))
 
 
-def _show_groups(axes: Axes, evaluation: Evaluation, shares: np.ndarray) -> None:
-    """For more classes than can be named: the groups on both axes, and in each block its share of the rows' images."""
-    spans = _group_spans(evaluation)
-    middles, names = [(first + last) / 2 for _, first, last in spans], [name for name, _, _ in spans]
-    axes.set_xticks(middles, names)
-    axes.set_yticks(middles, names, rotation=90, va="center")
-    axes.tick_params(labelcolor=role("ink"), labelsize=svg.FONT_SIZE)
-    axes.set_xlabel("taken for, head to tail")
-    axes.set_ylabel("true class, head to tail")
-    box = {"boxstyle": "round,pad=0.35", "facecolor": role("card"), "edgecolor": role("grid")}
-    for _, top, bottom in spans:
-        for _, left, right in spans:
-            share = shares[top : bottom + 1, left : right + 1].sum(axis=1).mean()
-            at = (left + (right - left) * 0.72, top + (bottom - top) * 0.28)
-            axes.text(
-                *at, f"{100 * share:.0f}%", ha="center", va="center", fontsize=svg.SMALL, color=role("ink"), bbox=box
-            )
-
-
-def _group_spans(evaluation: Evaluation) -> list[tuple[str, int, int]]:
+def group_spans(evaluation: Evaluation) -> list[tuple[str, int, int]]:
     """(group, first rank, last rank) of the groups that have classes."""
     members = [evaluation.group_of(index) for index in evaluation.head_to_tail]
     last = {name: rank for rank, name in enumerate(members)}
     return [(name, members.index(name), last[name]) for name in GROUPS if name in members]
 
 
-def _group_edges(evaluation: Evaluation) -> list[float]:
-    return [first - 0.5 for _, first, _ in _group_spans(evaluation) if first > 0]
+def group_edges(evaluation: Evaluation) -> list[float]:
+    """Where one group ends and the next begins, in ranks."""
+    return [first - 0.5 for _, first, _ in group_spans(evaluation) if first > 0]

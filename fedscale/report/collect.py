@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from fedscale import files
 from fedscale.errors import UserError
 from fedscale.report.captions import read_captions
-from fedscale.report.records import METRICS, Collection, Evaluation, ProbePoint, Run
+from fedscale.report.records import METRICS, Collection, Cost, Evaluation, Fairness, ProbePoint, Run
+
+T = TypeVar("T")
 
 # The order of the ablation where no config tells another one.
 USUAL_ORDER = ("fedavg", "pretrain", "align", "full")
@@ -77,6 +79,7 @@ def read_run(path: Path) -> Run:
         seconds={stage: float(done[stage]["seconds"]) for stage in stages if "seconds" in done[stage]},
         agreement=_percent(done.get("align", {}).get("agreement", alignment_set.get("agreement"))),
         notes=tuple(_stage_notes(done)),
+        cost=_cost(path / "federate" / "done.json", done["federate"]),
     )
 
 
@@ -114,9 +117,25 @@ def read_evaluation(path: Path, stage: str) -> Evaluation:
             class_names=tuple(str(name) for name in tree["class_names"]),
             train_counts=tuple(int(count) for count in tree["train_counts"]),
             groups={str(name): tuple(indices) for name, indices in tree["groups"].items()},
+            ece=_number(tree.get("ece")),
+            fairness=_record(Fairness, tree.get("fairness")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not an evaluation ({error!r}); delete it and run `fedscale {stage}` again") from None
+
+
+def _cost(path: Path, done: dict[str, Any]) -> Cost | None:
+    try:
+        return _record(Cost, done.get("cost"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a round's cost ({error!r}); run `fedscale federate` again") from None
+
+
+def _record(kind: type[T], tree: Any) -> T | None:
+    """A record of numbers; None of an absent one. Raises KeyError, TypeError or ValueError where it lacks a number."""
+    if tree is None:
+        return None
+    return kind(**{field.name: float(tree[field.name]) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 def _read_probe(path: Path) -> tuple[ProbePoint, ...]:

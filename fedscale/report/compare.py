@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fedscale.errors import UserError
+from fedscale.report.over_rounds import over_rounds
 from fedscale.report.records import METRICS, Run
+from fedscale.report.statistics import Difference, Spread, difference, mean, spread
 
 BASELINE = "fedavg"
 FULL = "full"
@@ -14,24 +17,55 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def summary_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """The rows of summary.json: {variant, method, seed, all, many, medium, few, seconds}, accuracies in percent."""
+    """The rows of summary.json, a run each, accuracies in percent; what an older run did not record is None.
+
+    {variant, method, seed, split, all, many, medium, few, balanced_error, ece} of the final model; {client_mean,
+    client_variance, client_worst_decile} over the clients; {last, best, mean10} over the rounds, each with all, many,
+    medium, few, and best_round; {bytes_down, bytes_up, flops} of a round's cohort; seconds of all stages.
+    """
     return [
         {
             "variant": run.variant,
             "method": run.method,
             "seed": run.seed,
+            "split": run.final.split,
             **{metric: _rounded(run.final.scores[metric], 3) for metric in METRICS},
+            "balanced_error": _rounded(run.final.balanced_error, 3),
+            "ece": _rounded(run.final.ece, 3),
+            **_over_clients(run),
+            **{way: _all_rounded(scores, 3) for way, scores in over_rounds(run.rounds).items()},
+            **{name: getattr(run.cost, name, None) for name in ("bytes_down", "bytes_up", "flops")},
             "seconds": _rounded(sum(run.seconds.values()), 1),
         }
         for run in runs
     ]
 
 
+def _over_clients(run: Run) -> dict[str, float | None]:
+    names = ("mean", "variance", "worst_decile")
+    return {f"client_{name}": _rounded(getattr(run.final.fairness, name, None), 3) for name in names}
+
+
+def _all_rounded(scores: Any, digits: int) -> Any:
+    """A dict's numbers rounded; a round's number, and None, as they are."""
+    if not isinstance(scores, dict):
+        return scores
+    return {name: _rounded(value, digits) for name, value in scores.items()}
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Summary rows as a table of variants × seeds. The baseline is `fedavg`, or else the first variant."""
+    """Summary rows as a table of variants × seeds. The baseline is `against`, else `fedavg`, else the first variant.
+
+    Metrics are keys of the rows, or `last.all` for what lies deeper. Raises UserError for an `against` that is none.
+    """
 
     rows: tuple[dict[str, Any], ...]
+    against: str = ""
+
+    def __post_init__(self) -> None:
+        if self.against and self.against not in self.variants:
+            raise UserError(f"--baseline {self.against}: expected one of {', '.join(self.variants)}")
 
     @property
     def variants(self) -> list[str]:
@@ -46,7 +80,7 @@ class Comparison:
 
     @property
     def baseline(self) -> str:
-        return BASELINE if BASELINE in self.variants else self.variants[0]
+        return self.against or (BASELINE if BASELINE in self.variants else self.variants[0])
 
     @property
     def headline(self) -> str:
@@ -57,7 +91,10 @@ class Comparison:
         return FULL if FULL in others else max(others, key=lambda variant: self.mean(variant, "all") or 0.0)
 
     def value(self, variant: str, seed: int, metric: str) -> float | None:
-        return next((row[metric] for row in self.rows if (row["variant"], row["seed"]) == (variant, seed)), None)
+        found: Any = next((row for row in self.rows if (row["variant"], row["seed"]) == (variant, seed)), None)
+        for key in metric.split("."):
+            found = found.get(key) if found else None
+        return found
 
     def values(self, variant: str, metric: str) -> list[float]:
         found = (self.value(variant, seed, metric) for seed in self.seeds_of(variant))
@@ -74,13 +111,24 @@ class Comparison:
         return None if value is None or base is None else value - base
 
     def mean_change(self, variant: str, metric: str) -> float | None:
+        return mean(self._changes(variant, metric))
+
+    def spread(self, variant: str, metric: str) -> Spread | None:
+        """The mean over the variant's seeds and its deviation."""
+        return spread(self.values(variant, metric))
+
+    def difference(self, variant: str, metric: str) -> Difference | None:
+        """Against the baseline over the seeds that both have, with the interval of the paired differences."""
+        return difference(self._changes(variant, metric))
+
+    def _changes(self, variant: str, metric: str) -> list[float]:
         changes = (self.change(variant, seed, metric) for seed in self.seeds_of(variant))
-        return mean([change for change in changes if change is not None])
+        return [change for change in changes if change is not None]
 
 
-def verdict(rows: Iterable[dict[str, Any]]) -> str:
+def verdict(rows: Iterable[dict[str, Any]], against: str = "") -> str:
     """One line: `full over fedavg: All +8.1 / +7.4, Few +21.0 / +18.2 (seeds 7 / 8)`; for one variant, its scores."""
-    comparison = Comparison(tuple(rows))
+    comparison = Comparison(tuple(rows), against)
     variant, base = comparison.headline, comparison.baseline
     paired = [seed for seed in comparison.seeds_of(variant) if seed in comparison.seeds_of(base)]
     if variant == base or not paired:
@@ -95,13 +143,9 @@ def verdict(rows: Iterable[dict[str, Any]]) -> str:
     return f"{variant} over {base}: All {all_}, Few {few} ({_named(paired)})"
 
 
-def closing_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
+def closing_lines(rows: Iterable[dict[str, Any]], against: str = "") -> list[str]:
     """What the terminal says below the table."""
-    return [verdict(rows)]
-
-
-def mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return [verdict(rows, against)]
 
 
 def percent(value: float | None) -> str:

@@ -32,10 +32,16 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Training images", f"{sum(counts):,} — from {counts[0]:,} down to {counts[-1]:,} a class"),
         ("Clients", f"{partition.get('clients')}, {setting(config, 'federate.clients_per_round')} a round ({dealt})"),
         ("Rounds", f"{setting(config, 'federate.rounds')} of {setting(config, 'federate.local_epochs')} local epochs"),
-        ("Model", f"{setting(config, 'model.name')}, width {setting(config, 'model.width')}"),
+        ("Model", _model(config)),
         ("Evaluated on", f"{evaluation.split}, {sum(map(sum, evaluation.confusion)):,} images"),
     ]
     return [(label, value) for label, value in found if "None" not in value]
+
+
+def _model(config: dict[str, Any]) -> str:
+    """The model's name, with its width where the model has one: ResNet-8 alone."""
+    name, width = setting(config, "model.name"), setting(config, "model.width")
+    return f"{name}, width {width}" if name == "resnet8" else str(name)
 
 
 def notes(collection: Collection, shown_by_class: Sequence[Run]) -> list[str]:

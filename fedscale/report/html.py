@@ -12,15 +12,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedscale.progress import Task
-from fedscale.report import classes, palette, plots
-from fedscale.report.compare import Comparison, duration, mean, percent, signed, verdict
+from fedscale.report import classes, confusions, figures, palette, plots, svg
+from fedscale.report.compare import Comparison, duration, percent, signed, verdict
 from fedscale.report.facts import config_differences, facts, notes
-from fedscale.report.records import METRICS, Captions, Collection, Run
+from fedscale.report.figures import places
+from fedscale.report.records import METRICS, Captions, Collection, Evaluation, Run
+from fedscale.report.scoreboard import scoreboard
+from fedscale.report.statistics import mean
+from fedscale.report.written import lines
 
 TEMPLATE = "report.html.jinja"
 
 
-def render(collection: Collection, rows: list[dict[str, Any]], task: Task) -> str:
+def render(collection: Collection, rows: list[dict[str, Any]], task: Task, against: str = "") -> str:
     """The page as text. The same runs give the same bytes: it holds no date and no random id."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -30,30 +34,30 @@ def render(collection: Collection, rows: list[dict[str, Any]], task: Task) -> st
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "signed": signed, "duration": duration, "tone": _tone}
-    return environment.get_template(TEMPLATE).render(context(collection, rows, task))
+    return environment.get_template(TEMPLATE).render(context(collection, rows, task, against))
 
 
-def context(collection: Collection, rows: list[dict[str, Any]], task: Task) -> dict[str, Any]:
+def context(collection: Collection, rows: list[dict[str, Any]], task: Task, against: str) -> dict[str, Any]:
     """Everything that the template shows."""
-    comparison = Comparison(tuple(rows))
-    place = _places(comparison)
-    by_variant: dict[str, list[Run]] = {}
-    for run in collection.runs:
-        by_variant.setdefault(run.variant, []).append(run)
+    comparison, board = Comparison(tuple(rows), against), scoreboard(rows, against)
+    place = places(comparison)
+    by_variant = figures.by_variant(collection.runs)
     headline = by_variant[comparison.headline]
-    comparable = [run for run in collection.runs if run.final.class_names == headline[0].final.class_names]
-    shown = {run.variant: place[run.variant] for run in comparable}
-    probed = _probed(by_variant, comparison.headline)
-    figures = {
+    alike = figures.comparable(by_variant, comparison.headline)
+    comparable = [run for own in alike.values() for run in own]
+    shown = {variant: place[variant] for variant in alike}
+    probed = figures.probed_runs(by_variant, comparison.headline)
+    drawn = {
         "rounds": _by_round(collection.runs, place, task),
         "groups": _both_widths(plots.by_group, comparison, place, "groups", task),
         "classes": _both_widths(classes.per_class, _headline_first(comparable, headline), shown, "classes", task),
         "times": _drawn(task, plots.stage_times(_times(by_variant), "times")),
-        "probe": _drawn(task, plots.probe(probed, place[probed[0].variant], "probe")) if probed else None,
+        "probe": _drawn(task, _fractions(probed, place)) if probed else None,
+        "confusions": _drawn(task, _side_by_side(headline[0], alike)) if len(alike) > 1 else None,
     }
     return {
         "title": collection.title,
-        "verdict": verdict(rows),
+        "verdict": verdict(rows, against),
         "facts": facts(headline[0]),
         "comparison": comparison,
         "metrics": METRICS,
@@ -63,12 +67,14 @@ def context(collection: Collection, rows: list[dict[str, Any]], task: Task) -> d
         ],
         "light": palette.css(dark=False),
         "dark": palette.css(dark=True),
-        "figures": figures,
+        "figures": drawn,
+        "board": board,
+        "board_lines": {section.key: lines(section, len(board.seeds)) for section in board.sections},
         "smoothing": classes.window(len(headline[0].final.class_names)) if not _named(headline[0]) else None,
         "num_classes": len(headline[0].final.class_names),
         "aligned": [variant for variant, runs in by_variant.items() if runs[0].aligned],
         "confusions": [_confusion(by_variant[variant], task) for variant in _confusion_order(by_variant, comparison)],
-        "probe": {"variant": probed[0].variant, "series": place[probed[0].variant]} if probed else None,
+        "probe": {"variant": probed[0].variant, "series": max(place[probed[0].variant], 1)} if probed else None,
         "stages": [stage for stage in plots.STAGES if any(stage in run.seconds for run in collection.runs)],
         "captions": _captions(collection.runs),
         "notes": notes(collection, comparable),
@@ -78,16 +84,19 @@ def context(collection: Collection, rows: list[dict[str, Any]], task: Task) -> d
     }
 
 
-def _places(comparison: Comparison) -> dict[str, int]:
-    """Each variant's place in the palette: the baseline takes the grey, unless there is nothing to compare it with."""
-    ranked = sorted(comparison.variants, key=lambda variant: variant != comparison.baseline)
-    first = 0 if len(ranked) > 1 else 1
-    return {variant: first + ranked.index(variant) for variant in comparison.variants}
-
-
 def _drawn(task: Task, figure: Any) -> Any:
     task.advance()
     return figure
+
+
+def _fractions(probed: list[Run], place: dict[str, int]) -> Markup:
+    made = plots.fractions(probed, place[probed[0].variant])
+    return svg.inline(made, "accuracy of pretrained and of random weights by share of the training images", "probe")
+
+
+def _side_by_side(reference: Run, runs: dict[str, list[Run]]) -> Markup:
+    made = confusions.side_by_side(reference.final, figures.panels(runs))
+    return svg.inline(made, f"confusion matrices of {', '.join(runs)}, rows are true classes", "confusions")
 
 
 def _both_widths(draw: Callable[..., Markup], what: Any, styles: plots.Styles, salt: str, task: Task) -> dict[str, Any]:
@@ -113,15 +122,6 @@ def _headline_first(runs: Sequence[Run], headline: Sequence[Run]) -> list[Run]:
     return [*headline, *(run for run in runs if run not in headline)]
 
 
-def _probed(by_variant: dict[str, list[Run]], headline: str) -> list[Run]:
-    """The runs whose probe is shown: of the variant `pretrain`, else the headline's, else of the first that has one."""
-    for variant in ("pretrain", headline, *by_variant):
-        found = [run for run in by_variant.get(variant, []) if run.probe]
-        if found:
-            return found
-    return []
-
-
 def _times(by_variant: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
     times = {}
     for variant, runs in by_variant.items():
@@ -142,18 +142,22 @@ def _confusion(runs: list[Run], task: Task) -> dict[str, Any]:
     variant, reference = runs[0].variant, runs[0].federated
     salt = f"confusion-{_slug(variant)}"
     before = np.sum([run.federated.confusion for run in runs], axis=0)
-    panels = [("after the last round", classes.confusion(reference, before, f"{salt}-0"))]
-    lost: list[classes.Mistake] = []
+    panels = [("after the last round", _matrix(reference, before, f"{salt}-0"))]
+    lost: list[confusions.Mistake] = []
     aligned = [run.aligned for run in runs if run.aligned]
     if aligned:
         after = np.sum([evaluation.confusion for evaluation in aligned], axis=0)
         panels = [
             ("before alignment", panels[0][1]),
-            ("after alignment", classes.confusion(reference, after, f"{salt}-1")),
+            ("after alignment", _matrix(reference, after, f"{salt}-1")),
         ]
-        lost = classes.top_confusions(reference, before, after)
+        lost = confusions.top_confusions(reference, before, after)
     _drawn(task, panels)
     return {"variant": variant, "panels": panels, "lost": lost, "seeds": len(runs)}
+
+
+def _matrix(reference: Evaluation, counts: np.ndarray, salt: str) -> Markup:
+    return svg.inline(confusions.confusion(reference, counts), "confusion matrix, rows are true classes", salt)
 
 
 def _slug(text: str) -> str:

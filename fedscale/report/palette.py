@@ -7,6 +7,9 @@ variant has a marker of its own besides, so that no reading depends on colour.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 # name: (stand-in that matplotlib draws with, light, dark)
@@ -39,14 +42,28 @@ OPTICAL = {"s": 0.92, "^": 1.18, "v": 1.18, "D": 0.9, "P": 1.12, "X": 1.12, "p":
 STAND_IN = re.compile(r"#01(?:01|02)[0-9a-f]{2}")
 
 
+_printing: ContextVar[bool] = ContextVar("printing", default=False)
+
+
+@contextmanager
+def for_print() -> Iterator[None]:
+    """Within it figures are drawn in the light theme's own colours: for files, which no style sheet reaches."""
+    token = _printing.set(True)
+    try:
+        yield
+    finally:
+        _printing.reset(token)
+
+
 def role(name: str) -> str:
     """The stand-in colour of a role, for matplotlib."""
-    return ROLES[name][0]
+    return ROLES[name][1 if _printing.get() else 0]
 
 
 def series(index: int) -> str:
     """The stand-in colour of the index-th variant; the baseline is 0."""
-    return f"#0102{index % len(SERIES):02x}"
+    place = index % len(SERIES)
+    return SERIES[place][0] if _printing.get() else f"#0102{place:02x}"
 
 
 def marker(index: int) -> str:

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from fedscale.report import svg
 from fedscale.report.compare import Comparison, duration
 from fedscale.report.palette import marker_look, role, series
 from fedscale.report.records import METRICS, Run
+from fedscale.report.statistics import deviation
 
 STAGES = ("caption", "pretrain", "federate", "align")
+SCRATCH = 0  # the place in the palette of random weights: grey
 DASH = 5.5  # length of a dash in line widths
 TICKS = (0.5, 1, 2, 5, 10, 15, 30, 60, 90, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)  # seconds
 Styles = dict[str, int]  # a variant's place in the palette, the same in every figure
@@ -79,28 +82,51 @@ def by_group(comparison: Comparison, styles: Styles, salt: str, narrow: bool = F
     return svg.inline(made, f"accuracy over all, many, medium and few classes, for {', '.join(styles)}", salt)
 
 
-def probe(points: Sequence[Run], place: int, salt: str) -> Markup:
-    """Accuracy from few labelled images: random weights (grey) against pretrained ones, a pair a fraction."""
-    made = svg.figure(480, 280)
+def fractions(points: Sequence[Run], place: int) -> Figure:
+    """Accuracy over the share of labelled images, from random (grey) and from pretrained weights.
+
+    Lines are means over the seeds, bands one sample deviation around them, small points the seeds.
+    """
+    made = svg.figure(480, 300)
     axes = svg.style(made.add_subplot())
-    fractions = sorted({point.fraction for run in points for point in run.probe})
-    labels = []
-    for position, fraction in enumerate(fractions):
-        found = [point for run in points for point in run.probe if point.fraction == fraction]
-        for offset, values, colour in (
-            (-0.18, [point.scratch for point in found], role("bar")),
-            (0.18, [point.pretrained for point in found], series(place)),
-        ):
-            axes.bar(position + offset, np.mean(values), width=0.32, color=colour, zorder=2)
-            if len(values) > 1:
-                _seed_points(axes, position + offset, values)
-            svg.label(axes, f"{np.mean(values):.1f}", (position + offset, max(values)), above=5)
-        labels.append(f"{100 * fraction:g}% · {found[0].images:,} images")
-    axes.set_xticks(range(len(fractions)), labels)
-    axes.set_xlim(-0.6, len(fractions) - 0.4)
+    found = {f: [p for run in points for p in run.probe if p.fraction == f] for f in shares_of(points)}
+    shares = np.array(list(found))
+    curves = [(SCRATCH, [[point.scratch for point in found[share]] for share in found])]
+    curves.append((max(place, 1), [[point.pretrained for point in found[share]] for share in found]))
+    lower = min(curves, key=lambda curve: float(np.mean(curve[1][-1])))[0]
+    for look, values in curves:
+        means = np.array([np.mean(seeds) for seeds in values])
+        spread = np.array([deviation(seeds) or 0.0 for seeds in values])
+        axes.fill_between(shares, means - spread, means + spread, color=series(look), alpha=0.16, linewidth=0)
+        for share, seeds in zip(shares, values, strict=True):
+            if len(seeds) > 1:
+                axes.plot([share] * len(seeds), seeds, "o", markersize=2.5, color=series(look), alpha=0.6, zorder=4)
+        dashes = "--" if look == SCRATCH else "-"
+        axes.plot(shares, means, linestyle=dashes, linewidth=2.2, zorder=3, **marker_look(look, 8.0))
+        below = look == lower
+        for share, value in zip(shares, means, strict=True):
+            svg.label(axes, f"{value:.1f}", (share, value), above=-9 if below else 9)
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [f"{100 * share:g}%\n{found[share][0].images:,}" for share in found])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("share and number of labelled training images")
+    axes.set_ylabel("test accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.margins(y=0.14)
-    return svg.inline(made, "accuracy of pretrained against random weights by share of the training images", salt)
+    axes.margins(x=0.09, y=0.2)
+    return made
+
+
+def name_curves(made: Figure, place: int, scratch: str, pretrained: str) -> None:
+    """A legend above the figure of `fractions`, for where no page carries one."""
+    axes = made.axes[0]
+    for look, name, dashes in ((max(place, 1), pretrained, "-"), (SCRATCH, scratch, "--")):
+        axes.plot([], [], linestyle=dashes, linewidth=2.2, label=name, **marker_look(look, 8.0))
+    made.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=svg.SMALL, labelcolor=role("ink"))
+
+
+def shares_of(points: Sequence[Run]) -> list[float]:
+    """The shares of the labelled images that any of the runs was probed with."""
+    return sorted({point.fraction for run in points for point in run.probe})
 
 
 def stage_times(seconds: dict[str, dict[str, float]], salt: str) -> Markup:

@@ -11,6 +11,26 @@ GROUPS = ("many", "medium", "few")
 
 
 @dataclass(frozen=True)
+class Fairness:
+    """The spread of the accuracy over the clients, each judged on its own distribution of classes."""
+
+    clients: int
+    mean: float
+    variance: float  # squared percent
+    worst_decile: float  # mean of the worst tenth
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A round of a whole cohort."""
+
+    clients: float
+    bytes_down: float
+    bytes_up: float
+    flops: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation.json. `confusion[i][j]` counts images of class i that were taken for class j."""
 
@@ -21,6 +41,13 @@ class Evaluation:
     class_names: tuple[str, ...]
     train_counts: tuple[int, ...]
     groups: dict[str, tuple[int, ...]]
+    ece: float | None = None  # expected calibration error, percent; older runs have none
+    fairness: Fairness | None = None
+
+    @property
+    def balanced_error(self) -> float:
+        """Percent, the mean over the classes."""
+        return 100.0 - sum(self.per_class) / len(self.per_class)
 
     @property
     def head_to_tail(self) -> list[int]:
@@ -81,6 +108,7 @@ class Run:
     seconds: dict[str, float]  # by stage, of the stages that this run's config uses
     agreement: float | None  # percent of the alignment set where the teacher's label is the crawl's keyword
     notes: tuple[str, ...]  # that the stages recorded in done.json
+    cost: Cost | None = None  # older runs have none
 
     @property
     def final(self) -> Evaluation:

@@ -1,5 +1,7 @@
 """Figures as inline SVG: real text in the page's own font, colours as CSS variables, nothing fetched from anywhere.
 
+Or as files for a paper, SVG and PDF, in the light theme's colours.
+
 matplotlib's object-oriented API alone: no pyplot, no figure registry. A unit of a figure is one CSS pixel.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from fedscale import files
 from fedscale.report.palette import role, themed
 
 UNITS_PER_INCH = 72
@@ -45,9 +49,9 @@ def style(axes: Axes, grid: str = "y") -> Axes:
 
 
 def label(axes: Axes, text: str, at: tuple[float, float], above: float = 0, beside: float = 0, **look: Any) -> None:
-    """A small text `above` or `beside` (to the right of) a point of the data, in units of the figure."""
+    """A small text `above` (below, if negative) or `beside` (to the right of) a point of the data, in figure units."""
     look = {"fontsize": SMALL, "color": role("ink"), "ha": "left" if beside else "center", **look}
-    look["va"] = "bottom" if above else "center"
+    look["va"] = "bottom" if above > 0 else "top" if above < 0 else "center"
     axes.annotate(text, at, xytext=(beside, above), textcoords="offset points", **look)
 
 
@@ -67,6 +71,14 @@ def inline(made: Figure, description: str, salt: str) -> Markup:
     opening = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">'
     svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
     return Markup(_with_unique_ids(themed(svg), salt))
+
+
+def save(made: Figure, path: Path) -> None:
+    """Publish a figure drawn `for_print`, as `path`.svg (text as outlines) and `path`.pdf (text in embedded fonts)."""
+    settings: Any = {"svg.fonttype": "path", "svg.hashsalt": path.name, "pdf.fonttype": 42}
+    for suffix, undated in (("svg", ("Date", "Creator")), ("pdf", ("CreationDate", "Creator", "Producer"))):
+        with files.published(path.with_name(f"{path.name}.{suffix}")) as temporary, matplotlib.rc_context(settings):
+            made.savefig(temporary, format=suffix, facecolor="white", metadata=dict.fromkeys(undated))
 
 
 def _with_unique_ids(svg: str, salt: str) -> str:

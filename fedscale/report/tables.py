@@ -14,9 +14,9 @@ from fedscale.report.records import METRICS
 CHANGES = ("all", "few")
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def table(rows: list[dict[str, Any]], against: str = "") -> Table:
     """The rows of summary.json as a table of 80 columns at most, with the changes against the baseline."""
-    comparison = Comparison(tuple(rows))
+    comparison = Comparison(tuple(rows), against)
     compared = len(comparison.variants) > 1
     result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     result.add_column("variant")

@@ -25,6 +25,7 @@ CAPTION_SUMMARY = {
     "decode_error": 0,
     "class_naming_accuracy": 88.9,
 }
+COST = {"clients": 8.0, "bytes_down": 39.4e6, "bytes_up": 39.4e6, "flops": 5.6e13}
 
 
 @dataclass
@@ -75,6 +76,15 @@ class RunBuilder:
             "class_names": self.names,
             "train_counts": self.counts,
             "groups": self.groups,
+            "balanced_accuracy": float(scores.mean()),
+            "balanced_error": float(100 - scores.mean()),
+            "ece": 14.0 - 8 * lift,
+            "fairness": {
+                "clients": 20,
+                "mean": float(scores.mean()) + 6.0,
+                "variance": 160.0 - 90 * lift,
+                "worst_decile": float(scores.mean()) - 20.0,
+            },
         }
 
     def run(self, variant: str = "", seed: int = 7, parent: str = "demo", probe: bool = True, **config: Any) -> Path:
@@ -118,13 +128,13 @@ class RunBuilder:
         dump(path / "environment.json", {**environment, "device": "cpu", "seed": seed, "versions": versions})
         self._federate(path, federated, lift, seed)
         for stage in ("caption", *(["pretrain"] * pretrain), "federate", *(["align"] * align)):
-            summary = CAPTION_SUMMARY if stage == "caption" else {}
+            summary = {"caption": CAPTION_SUMMARY, "federate": {"cost": COST}}.get(stage, {})
             dump(path / stage / "done.json", {**summary, "seconds": seconds[stage] * (1 + 0.1 * (seed % 2))})
         self.captions(path / "caption")
         if align:
             dump(path / "align" / "evaluation.json", aligned)
         if pretrain and probe:
-            points = [(0.01, 12, 14.0, 31.0), (0.1, 112, 33.0, 52.0), (0.5, 560, 58.0, 66.0)]
+            points = [(0.01, 12, 14.0, 31.0), (0.05, 56, 26.0, 45.0), (0.1, 112, 33.0, 52.0), (1.0, 1120, 63.0, 68.0)]
             keys = ("fraction", "images", "scratch", "pretrained")
             rows = [dict(zip(keys, (f, n, s + seed % 3, p + seed % 2), strict=True)) for f, n, s, p in points]
             dump(path / "pretrain" / "probe.json", rows)

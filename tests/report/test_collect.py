@@ -146,6 +146,36 @@ def test_a_malformed_evaluation_is_refused_by_name(build):
         collect([run])
 
 
+def test_what_older_runs_did_not_record_is_none_and_the_balanced_error_is_computed(build):
+    run = build().run("fedavg")
+    path = run / "federate" / "evaluation.json"
+    tree = json.loads(path.read_text())
+    for name in ("ece", "fairness", "balanced_error", "balanced_accuracy"):
+        del tree[name]
+    path.write_text(json.dumps(tree))
+    (run / "federate" / "done.json").write_text(json.dumps({"seconds": 3.0}))
+
+    found = read_run(run)
+
+    assert found.final.ece is None and found.final.fairness is None and found.cost is None
+    assert found.final.balanced_error == pytest.approx(100 - sum(tree["per_class"]) / 10)
+
+
+def test_calibration_fairness_and_cost_are_read(build):
+    found = read_run(build().run("fedavg"))
+
+    assert found.final.ece == 14.0 and found.cost.flops == 5.6e13
+    assert found.final.fairness.worst_decile == pytest.approx(found.final.scores["all"] - 20)
+
+
+def test_a_malformed_cost_is_refused_by_name(build):
+    run = build().run("fedavg")
+    (run / "federate" / "done.json").write_text(json.dumps({"seconds": 3.0, "cost": {"clients": 2}}))
+
+    with pytest.raises(UserError, match=r"done\.json: not a round's cost .*bytes_down"):
+        read_run(run)
+
+
 def test_equal_variants_of_two_experiments_are_told_apart_by_the_experiments_names(build):
     builder = build()
     one, two = builder.run("full", parent="one"), builder.run("full", parent="two")

@@ -14,12 +14,17 @@ from fedscale.config import Config
 from fedscale.data.shards import Sample, write_shard
 from fedscale.errors import UserError
 from fedscale.progress import SilentReporter
-from fedscale.report import default_out, report
+from fedscale.report import default_out, palette, report
 from fedscale.report import run as run_stage
 from fedscale.report.source import jpeg_note
 from fedscale.runs import RunFolder
 from fedscale.session import Session
 
+PAPER = (
+    "table.md",
+    "table.tex",
+    *(f"figures/{name}.{suffix}" for name in ("confusion", "fractions") for suffix in ("svg", "pdf")),
+)
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -73,7 +78,10 @@ def test_the_summary_has_exactly_the_keys_that_others_rely_on(whole, demo):
 
     assert json.loads((demo / "report" / "summary.json").read_text()) == rows
     assert len(rows) == 8
-    assert all(list(row) == ["variant", "method", "seed", "all", "many", "medium", "few", "seconds"] for row in rows)
+    relied_on = {"variant", "method", "seed", "all", "many", "medium", "few", "seconds"}
+    spread = {"balanced_error", "ece", "client_mean", "client_variance", "client_worst_decile"}
+    rounds, cost = {"split", "last", "best", "best_round", "mean10"}, {"bytes_down", "bytes_up", "flops"}
+    assert all({*row} == relied_on | spread | rounds | cost for row in rows)
     assert rows[-1]["method"] == "fedavg" and rows[-1]["variant"] == "full"
     assert rows[-1]["seconds"] == pytest.approx(21 + 38 + 64 + 9)
 
@@ -90,9 +98,12 @@ def test_the_page_loads_nothing_and_its_ids_are_unique(whole):
 def test_the_page_has_every_part_of_a_full_experiment(whole):
     _, _, parsed = whole
 
-    assert {"results", "rounds", "classes", "confusion", "cost", "captions", "notes", "config"} <= set(parsed.ids)
+    sections = {"results", "comparison", "rounds", "classes", "confusions", "confusion", "cost", "captions", "notes"}
+    assert sections | {"config"} <= set(parsed.ids)
     for expected in (
         "full over fedavg: All +",
+        "Best round (oracle: chosen on the test split itself)",
+        "Worst 10%",
         "before alignment",
         "Pretrained against not pretrained",
         "88.9%",
@@ -103,6 +114,38 @@ def test_the_page_has_every_part_of_a_full_experiment(whole):
 
 def test_the_same_runs_give_the_same_bytes(whole, demo, tmp_path):
     assert page([demo], tmp_path)[1] == whole[1]
+    for name in PAPER:
+        assert (tmp_path / name).read_bytes() == (demo / "report" / name).read_bytes()
+
+
+def test_the_page_shows_the_numbers_of_the_table_that_is_written_for_a_paper(whole, demo):
+    _, text, _ = whole
+    written = (demo / "report" / "table.md").read_text()
+
+    tables = text.split('id="comparison"')[1].split("</section>")[0]
+    pattern = r"[+−]?\d+\.\d\b"
+    assert re.findall(pattern, re.sub(r"<h3>.*?</h3>|<li>.*?</li>", "", tables)) == re.findall(
+        pattern, written.split("\n- ")[0]
+    )
+
+
+def test_the_figures_of_a_paper_stand_alone(whole, demo):
+    for name in PAPER[2:]:
+        content = (demo / "report" / name).read_bytes()
+        assert content.startswith(b"%PDF" if name.endswith("pdf") else b"<?xml")
+        assert b"var(--" not in content and not palette.STAND_IN.search(content.decode("latin-1"))
+    assert b"#1f5fbf" in (demo / "report" / "figures" / "fractions.svg").read_bytes()  # the light theme's colours
+
+
+def test_another_baseline_is_the_one_that_all_is_compared_with(build, tmp_path):
+    builder = build()
+    builder.run("fedavg"), builder.run("full")
+
+    report([builder.root / "demo"], tmp_path / "out", SilentReporter(), "full")
+
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "fedavg over full: All −" in text
+    assert "difference to full" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_what_a_model_or_a_config_wrote_is_escaped(build, tmp_path):

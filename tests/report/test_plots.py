@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fedscale.report import classes, palette, plots, svg
+from fedscale.report import classes, confusions, palette, plots, svg
 from fedscale.report.collect import collect, read_run
 from fedscale.report.compare import Comparison, summary_rows
 
@@ -53,7 +53,7 @@ def test_a_figure_is_themed_inline_svg_without_a_stand_in_or_a_foreign_address(d
 def test_two_figures_of_a_page_share_no_id(build):
     run = read_run(build().run("full"))
     counts = np.array(run.final.confusion)
-    one, two = (str(classes.confusion(run.final, counts, salt)) for salt in ("one", "two"))
+    one, two = (str(svg.inline(confusions.confusion(run.final, counts), "matrix", salt)) for salt in ("one", "two"))
     ids = [set(re.findall(r'\bid="([^"]+)"', drawn)) for drawn in (one, two)]
 
     assert ids[0] and not ids[0] & ids[1]
@@ -76,17 +76,64 @@ def test_variants_with_the_same_curve_are_both_visible(demo):
 def test_confusions_are_shares_of_the_true_class_from_head_to_tail(build):
     run = read_run(build().run("full"))
     counts = np.array(run.federated.confusion)
-    drawn = classes.confusion(run.federated, counts, "salt")
+    drawn = svg.inline(confusions.confusion(run.federated, counts), "matrix", "salt")
 
     numbers = [int(number) for number in re.findall(r">(\d+)</text>", drawn)]
     assert round(100 * counts[0, 0] / counts[0].sum()) == numbers[0]
+
+
+def test_the_variants_matrices_stand_side_by_side_each_with_its_numbers(build):
+    run = read_run(build().run("full"))
+    before, after = (np.array(evaluation.confusion) for evaluation in (run.federated, run.aligned))
+    panels = [confusions.Panel("one", before), confusions.Panel("two", after)]
+    drawn = svg.inline(confusions.side_by_side(run.final, panels), "matrices", "salt")
+
+    assert drawn.index(">one</text>") < drawn.index(">two</text>")
+    names = [drawn.count(f">{name}</text>") for name in run.final.class_names]
+    assert names == [3] * 10  # the rows once, the columns of both
+    numbers = [int(number) for number in re.findall(r">(\d+)</text>", drawn)]
+    firsts = [round(100 * counts[0, 0] / counts[0].sum()) for counts in (before, after)]
+    assert set(firsts) <= set(numbers)
+
+
+def test_many_classes_side_by_side_have_a_colour_scale_instead_of_numbers(build):
+    run = read_run(build(num_classes=100, imbalance=100.0, n_max=500, rounds=3).run("full"))
+    panels = [confusions.Panel(name, np.array(run.final.confusion)) for name in "abcde"]
+    drawn = svg.inline(confusions.side_by_side(run.final, panels), "matrices", "salt")
+
+    assert ">100%</text>" in drawn and all(f">{name}</text>" in drawn for name in "abcde")
+    assert drawn.count("taken for, head to tail") == 3  # below the lowest of each column
+
+
+def test_the_fractions_curve_has_both_starts_means_at_each_share_and_the_seeds(demo):
+    runs = [run for run in collect([demo]).runs if run.variant == "pretrain"]
+    made = plots.fractions(runs, 1)
+    drawn = svg.inline(made, "fractions", "salt")
+
+    for share in range(4):
+        points = [run.probe[share] for run in runs]
+        for values in ([p.scratch for p in points], [p.pretrained for p in points]):
+            assert f">{np.mean(values):.1f}</text>" in drawn
+    assert all(f">{share}</text>" in drawn for share in ("1%", "5%", "10%", "100%")) and ">1,120</text>" in drawn
+    lines = [line for line in made.axes[0].lines if len(line.get_xdata()) == 4]
+    assert [line.get_linestyle() for line in lines] == ["--", "-"]
+    assert len({line.get_color() for line in lines}) == 2
+    assert len(made.axes[0].collections) == 2  # a band of one deviation around each
+
+
+def test_within_for_print_figures_have_the_light_themes_colours_and_outside_stand_ins():
+    with palette.for_print():
+        printed = palette.role("ink"), palette.series(1)
+
+    assert printed == (palette.ROLES["ink"][1], palette.SERIES[1][0])
+    assert palette.STAND_IN.fullmatch(palette.role("ink")) and palette.STAND_IN.fullmatch(palette.series(1))
 
 
 def test_a_hundred_classes_are_shown_by_group_instead_of_by_name(build):
     builder = build(num_classes=100, imbalance=100.0, n_max=500, rounds=3)
     run = read_run(builder.run("full"))
     counts = np.array(run.federated.confusion)
-    drawn = classes.confusion(run.federated, counts, "salt")
+    drawn = svg.inline(confusions.confusion(run.federated, counts), "matrix", "salt")
     by_class = classes.per_class([run], {"full": 0}, "other")
 
     assert "class 042" not in drawn + by_class
@@ -99,7 +146,7 @@ def test_a_hundred_classes_are_shown_by_group_instead_of_by_name(build):
 def test_the_most_frequent_mistakes_are_listed_with_what_became_of_them(build):
     run = read_run(build().run("full"))
     before, after = (np.array(evaluation.confusion) for evaluation in (run.federated, run.aligned))
-    listed = classes.top_confusions(run.federated, before, after)
+    listed = confusions.top_confusions(run.federated, before, after)
 
     shares = 100 * before / before.sum(axis=1, keepdims=True)
     np.fill_diagonal(shares, 0)
