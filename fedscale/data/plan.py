@@ -33,7 +33,8 @@ class Plan:
 def make_plan(recipe: RecipeConfig, source: Source) -> Plan:
     """Deal a source's originals by a recipe; a function of (recipe, labels) alone.
 
-    Raises UserError for too many classes, an empty one, or a long tail that the source has not enough images for.
+    Raises UserError for too many classes, one without training or test images, or a long tail that the source has not
+    enough images for.
     """
     names = _class_names(recipe, source)
     labels = {split: source.labels(split) for split in ("train", "test")}
@@ -47,6 +48,10 @@ def make_plan(recipe: RecipeConfig, source: Source) -> Plan:
     for name, members in zip(names, by_class, strict=True):
         if len(members) == 0:
             raise UserError(f"{_where(recipe)}: class {name} has no training images; expected at least 1")
+    tested = np.bincount(labels["test"], minlength=len(names))
+    if tested.any() and not tested.all():
+        bare = names[int(np.argmin(tested))]
+        raise UserError(f"{_where(recipe)}: class {bare} has no test images; expected at least 1 of every class")
     notes: list[str] = []
     if source.listed is not None:
         train, pool = _by_list(recipe, source.listed, labels["train"], names)
@@ -58,9 +63,9 @@ def make_plan(recipe: RecipeConfig, source: Source) -> Plan:
     if recipe.open_pool.enabled:
         pool, validation = _validation(recipe, pool, names, notes)
         splits |= {"pool": np.concatenate(pool), "validation": np.concatenate(validation)}
-        bare = [name for name, members in zip(names, pool, strict=True) if len(members) == 0]
-        if bare:
-            few = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
+        missing = [name for name, members in zip(names, pool, strict=True) if len(members) == 0]
+        if missing:
+            few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             notes.append(f"the open pool holds no image of {few}: the clients hold them all (set open_pool.reserve)")
     if not len(labels["test"]):
         notes.append("the source has no test images: there will be no test split")

@@ -43,7 +43,7 @@ def open_store(manifest: Manifest, split: str, image_size: int, reporter: Report
 
     Images of another size are resized (bicubic) on the shorter side and cut to the centre square. Corrupt ones are left
     out, counted and named, up to a share `max_corrupt` of the split. Raises UserError above it, for shards that differ
-    from the manifest, and for a split that the data set has not got.
+    from the manifest, for a split that the data set has not got, and (pool aside) for a class without any image in it.
     """
     folder = manifest.root / "store" / f"{split}-{image_size}"
     described = _description(manifest, split, image_size)
@@ -60,6 +60,8 @@ def open_store(manifest: Manifest, split: str, image_size: int, reporter: Report
     if index["excluded"]:
         reporter.say(_excluded_line(split, index["excluded"]))
     images, labels = _open_array(folder / "images.npy", index), _open_array(folder / "labels.npy", index)
+    if split != "pool":
+        _check_classes(manifest, split, labels)
     return ClientStore(
         images=images,
         labels=np.array(labels),
@@ -169,6 +171,17 @@ def _check_limit(manifest: Manifest, split: str, excluded: list[dict[str, str]],
         raise UserError(
             f"{manifest.root}: {len(excluded)} of {total} {split} images cannot be decoded, above "
             f"max_corrupt={max_corrupt} (e.g. {first['key']}: {first['reason']}); build again or raise the limit"
+        )
+
+
+def _check_classes(manifest: Manifest, split: str, labels: np.ndarray) -> None:
+    """Before anything is trained for hours: a class without images can be neither learnt nor judged."""
+    counts = np.bincount(labels, minlength=len(manifest.class_names))
+    if (bare := np.flatnonzero(counts == 0)).size:
+        more = f" (nor of {len(bare) - 1} more)" if len(bare) > 1 else ""
+        raise UserError(
+            f"{manifest.root}: {split} split: no image of class {manifest.class_names[bare[0]]}{more}; expected at "
+            "least one of every class: build the shards from a source that has them"
         )
 
 

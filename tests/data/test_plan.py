@@ -56,6 +56,15 @@ def test_classes_are_mixed_and_the_seed_alone_decides() -> None:
     assert (np.diff(labels) != 0).sum() > 5
 
 
+@pytest.mark.parametrize("split", ["training", "test"])
+def test_a_class_without_any_image_is_named_in_one_line(split: str) -> None:
+    source = FakeSource(20, 0 if split == "training" else 20, 20, names=("ant", "bee", "cow"))
+    if split == "test":
+        source._labels["test"] = np.array([0, 2, 2])
+    with pytest.raises(UserError, match=f"^source=here: class bee has no {split} images; expected at least 1[^\n]*$"):
+        make_plan(RECIPE, source)
+
+
 def test_without_a_reserve_the_head_is_missing_in_the_pool_and_that_is_said() -> None:
     recipe = replace(RECIPE, open_pool=OpenPoolConfig(reserve=0, validation=2))
     plan = make_plan(recipe, FakeSource(20, 20, 20))

@@ -137,15 +137,22 @@ def test_other_sizes_are_resized_and_cut_to_the_centre(tmp_path: Path) -> None:
     samples = [
         Sample("a", picture(1, (64, 48), "PNG"), "png", label=0),
         Sample("b", picture(2, (20, 40)), "jpg", label=1),
+        Sample("c", picture(3, (16, 16)), "jpg", label=2),
     ]
-    store = opened(_foreign(tmp_path, samples, {"ant": 1, "bee": 1}), size=16)
-    assert store.images.shape == (2, 16, 16, 3)
+    store = opened(_foreign(tmp_path, samples, {"ant": 1, "bee": 1, "cow": 1}), size=16)
+    assert store.images.shape == (3, 16, 16, 3)
     wide = np.zeros((32, 96, 3), dtype=np.uint8)
     wide[:, 32:64] = 255
     from PIL import Image
 
     assert (fit_square(Image.fromarray(wide), 32) == 255).all()
     assert fit_square(Image.new("L", (3, 500), 7), 8).tolist() == [[[7, 7, 7]] * 8] * 8
+
+
+def test_a_class_without_any_image_in_a_split_is_named(tmp_path: Path) -> None:
+    samples = [Sample("a", picture(1), "jpg", label=0), Sample("b", picture(2), "jpg", label=2)]
+    with pytest.raises(UserError, match="train split: no image of class bee; expected at least one of every class"):
+        opened(_foreign(tmp_path, samples, {"ant": 1, "cow": 1}))
 
 
 def test_a_split_that_is_not_there_is_named(recipe: RecipeConfig, build: Build) -> None:
