@@ -82,7 +82,8 @@ def overlaid(config: Config, overlay: dict[str, Any], where: str = "overlay") ->
             del base["caption"]["prompts"]  # another file's questions take their place
         if (overlay.get("federate") or {}).get("method", config.federate.method) != config.federate.method:
             del base["federate"]["options"]  # another method has others
-        tree = _plain(OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(overlay)))
+        touched = {key: base[key] for key in overlay if key in base}  # not the 1,000 class names of a data section, say
+        tree = base | _plain(OmegaConf.merge(OmegaConf.create(touched), OmegaConf.create(overlay)))
         _put_prompts(tree)
         return build(Config, tree, "")
     except UserError as error:
