@@ -6,6 +6,7 @@ Marks: [P] the method's paper, [C] its official code, [D] a decision of this pro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fedscale.config.checks import require
 
@@ -64,3 +65,14 @@ class ScaffoldOptions:
 
     def __post_init__(self) -> None:
         require(self.server_lr > 0, f"{PATH}.server_lr", self.server_lr, "above 0")
+
+
+@dataclass(frozen=True)
+class AdjustmentOptions:
+    """Logit adjustment."""
+
+    tau: float = 1.0  # [P]
+    prior: Literal["local", "global"] = "global"  # whose class frequencies: the client's own, or all clients' [D]
+
+    def __post_init__(self) -> None:
+        require(self.tau > 0, f"{PATH}.tau", self.tau, "above 0; without adjustment it is fedavg")

@@ -23,6 +23,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "fedyogi": (f"{HERE}.fedopt:FedYogi", options.AdaptiveOptions),
     "fedprox": (f"{HERE}.fedprox:FedProx", options.ProxOptions),
     "scaffold": (f"{HERE}.scaffold:Scaffold", options.ScaffoldOptions),
+    "logit_adjustment": (f"{HERE}.logit_adjustment:LogitAdjustment", options.AdjustmentOptions),
 }
 WITH_CLIP = frozenset[str]()  # built-in methods whose clients need CLIP's view of their images
 
