@@ -2,12 +2,15 @@
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from fedscale.cli import app
 from fedscale.config import RecipeConfig, load_recipe
 from fedscale.config.schema import OpenPoolConfig
 from fedscale.data.build import build_shards
@@ -92,6 +95,26 @@ def test_the_classes_can_be_learnt(images: Path) -> None:
     tested = pixels("test")
     said = np.linalg.norm(tested[:, None] - means[None], axis=2).argmin(1)
     assert (said == source.labels("test")).mean() > 4 / 12
+
+
+def test_a_round_of_the_shipped_config_runs_on_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"data.source={images}", "data.classes=12", "data.partition.clients=8", "federate.clients_per_round=1"]
+    words += [
+        "variant=fedavg",
+        "federate.rounds=1",
+        "model.name=resnet8",
+        "model.width=4",
+    ]  # ResNet-50 takes half a minute
+    done = CliRunner().invoke(app, ["federate", "configs/imagenet_lt_rehearsal.yaml", *words])
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "runs" / "imagenet_lt_rehearsal" / "fedavg-s7" / "federate"
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["train_counts"] == SMALL.counts()
+    few = [label for label, count in enumerate(SMALL.counts()) if count < 20]
+    assert evaluation["groups"] == {"many": [], "medium": sorted({*range(12)} - {*few}), "few": few}
 
 
 def test_a_folder_that_holds_the_set_is_left_and_another_refused(images: Path, tmp_path: Path) -> None:
