@@ -19,15 +19,17 @@ MINUS = "\N{MINUS SIGN}"
 def summary_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """The rows of summary.json, a run each, accuracies in percent; what an older run did not record is None.
 
-    {variant, method, seed, split, all, many, medium, few, balanced_error, ece} of the final model; {client_mean,
-    client_variance, client_worst_decile} over the clients; {last, best, mean10} over the rounds, each with all, many,
-    medium, few, and best_round; {bytes_down, bytes_up, flops} of a round's cohort; seconds of all stages.
+    {variant, method, seed, aligned, split, all, many, medium, few, balanced_error, ece} of the final model;
+    {client_mean, client_variance, client_worst_decile} over the clients; {last, best, mean10} over the rounds, each of
+    all, many, medium, few, and {best_round, rounds_evaluated}; {bytes_down, bytes_up, flops} of a round's cohort;
+    seconds of all stages.
     """
     return [
         {
             "variant": run.variant,
             "method": run.method,
             "seed": run.seed,
+            "aligned": run.aligned is not None,
             "split": run.final.split,
             **{metric: _rounded(run.final.scores[metric], 3) for metric in METRICS},
             "balanced_error": _rounded(run.final.balanced_error, 3),

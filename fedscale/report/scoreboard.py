@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedscale.report.compare import Comparison
+from fedscale.report.over_rounds import WINDOW
 from fedscale.report.records import METRICS
 from fedscale.report.statistics import Difference, Spread
 
@@ -84,7 +85,7 @@ def _parts(comparison: Comparison, splits: list[str]) -> list[tuple[str, str, li
         ("final", "Final model, accuracy (%)", accuracies()),
         ("last", "Last round, accuracy (%)", accuracies("last.")),
     ]
-    if all(comparison.values(v, "all") == comparison.values(v, "last.all") for v in comparison.variants):
+    if not any(row.get("aligned") for row in comparison.rows) and any(row.get("last") for row in comparison.rows):
         final = [("last", "Last round, which is the final model, accuracy (%)", accuracies())]
     return [
         *final,
@@ -107,7 +108,7 @@ def _parts(comparison: Comparison, splits: list[str]) -> list[tuple[str, str, li
             [
                 _in_units(comparison, "bytes_down", "Down", BYTES),
                 _in_units(comparison, "bytes_up", "Up", BYTES),
-                _in_units(comparison, "flops", "Clients", FLOPS),
+                _in_units(comparison, "flops", "Compute", FLOPS),
                 _in_units(comparison, "seconds", "Time", TIME),
             ],
         ),
@@ -161,11 +162,17 @@ def _notes(comparison: Comparison, splits: list[str], rows: Sequence[dict[str, A
             + (", with the 95% interval of Student's t for paired differences." if several else ".")
         )
     if any(row.get("best") for row in rows):
-        known = ": an oracle, which no one has before the test" if "test" in splits else ", which the test never saw"
+        known = (
+            ": an oracle, which no one has before the test"
+            if "test" in splits
+            else ", in which the test split has no part"
+        )
         notes.append(
             "Last, best and mean are of the global model after rounds, before the final alignment if there is one; the "
             f"best round is the one with the highest All on the {' and '.join(splits)} split{known}."
         )
+    if any(0 < row.get("rounds_evaluated", 0) < WINDOW for row in rows):
+        notes.append("Where fewer than ten rounds were evaluated, the mean of the last ten is over those.")
     if any(row.get("client_mean") is not None for row in rows):
         notes.append(
             "Clients: accuracy on each client's own class distribution (class accuracies weighted by the client's "
@@ -173,7 +180,7 @@ def _notes(comparison: Comparison, splits: list[str], rows: Sequence[dict[str, A
         )
     if any(row.get("flops") is not None for row in rows):
         notes.append(
-            "A round's bytes (fp32) and floating-point operations are those of its whole cohort together, as the mean "
-            "over cohorts; a multiply-add is two operations."
+            "A round's bytes (fp32) and floating-point operations at the clients are those of its whole cohort "
+            "together, as the mean over cohorts; a multiply-add is two operations."
         )
     return notes

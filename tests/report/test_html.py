@@ -80,7 +80,10 @@ def test_the_summary_has_exactly_the_keys_that_others_rely_on(whole, demo):
     assert len(rows) == 8
     relied_on = {"variant", "method", "seed", "all", "many", "medium", "few", "seconds"}
     spread = {"balanced_error", "ece", "client_mean", "client_variance", "client_worst_decile"}
-    rounds, cost = {"split", "last", "best", "best_round", "mean10"}, {"bytes_down", "bytes_up", "flops"}
+    rounds, cost = (
+        {"aligned", "split", "last", "best", "best_round", "mean10", "rounds_evaluated"},
+        {"bytes_down", "bytes_up", "flops"},
+    )
     assert all({*row} == relied_on | spread | rounds | cost for row in rows)
     assert rows[-1]["method"] == "fedavg" and rows[-1]["variant"] == "full"
     assert rows[-1]["seconds"] == pytest.approx(21 + 38 + 64 + 9)

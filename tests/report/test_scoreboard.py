@@ -24,8 +24,8 @@ def row(variant: str, seed: int, all_: float, split: str = "test", **more: Any) 
     clients = {"client_mean": all_ + 9, "client_variance": 100.0, "client_worst_decile": all_ - 20}
     cost = {"bytes_down": 39.4e6, "bytes_up": 2 * 39.4e6, "flops": 5.6e12}
     errors = {"balanced_error": 100 - all_, "ece": 4.0}
-    named = {"variant": variant, "method": "fedavg", "seed": seed, "split": split, "seconds": 7200.0}
-    return {**named, **scores, **errors, **clients, **rounds, "best_round": 3, **cost, **more}
+    named = {"variant": variant, "method": "fedavg", "seed": seed, "aligned": True, "split": split, "seconds": 7200.0}
+    return {**named, **scores, **errors, **clients, **rounds, "best_round": 3, "rounds_evaluated": 12, **cost, **more}
 
 
 ROWS = [row("fedavg", 7, 50.0), row("fedavg", 8, 52.0), row("full_α&1", 7, 58.1), row("full_α&1", 8, 59.4)]
@@ -81,10 +81,15 @@ def test_all_three_ways_over_the_rounds_are_named_and_hold_their_own_numbers() -
 
 
 def test_without_alignments_the_last_round_and_the_final_model_are_one_section() -> None:
-    plain = [{**r, "last": {metric: r[metric] for metric in METRICS}} for r in ROWS]
+    plain = [{**r, "aligned": False, "last": {metric: r[metric] for metric in METRICS}} for r in ROWS]
     board = scoreboard(plain)
     assert [s.key for s in board.sections] == ["last", "best", "mean10", "errors", "cost"]
     assert section(board, "last").rows[0].cells[0] == section(scoreboard(ROWS), "final").rows[0].cells[0]
+
+
+def test_a_mean_over_fewer_than_ten_rounds_is_said_to_be_one() -> None:
+    assert not any("fewer than ten" in note for note in scoreboard(ROWS).notes)
+    assert any("fewer than ten" in note for note in scoreboard([*ROWS[:3], {**ROWS[3], "rounds_evaluated": 9}]).notes)
 
 
 def test_lower_errors_and_higher_accuracies_stand_out_and_costs_never() -> None:
@@ -97,7 +102,7 @@ def test_lower_errors_and_higher_accuracies_stand_out_and_costs_never() -> None:
 
 def test_costs_are_in_units_that_read_well() -> None:
     cost = section(scoreboard(ROWS), "cost")
-    assert [column.title for column in cost.columns] == ["Down (MB)", "Up (MB)", "Clients (TFLOP)", "Time (h)"]
+    assert [column.title for column in cost.columns] == ["Down (MB)", "Up (MB)", "Compute (TFLOP)", "Time (h)"]
     assert [cell.mean for cell in cost.rows[0].cells if cell] == pytest.approx([39.4, 78.8, 5.6, 2.0])
 
 
