@@ -76,3 +76,10 @@ class AdjustmentOptions:
 
     def __post_init__(self) -> None:
         require(self.tau > 0, f"{PATH}.tau", self.tau, "above 0; without adjustment it is fedavg")
+
+
+@dataclass(frozen=True)
+class BalancedOptions:
+    """Balanced Softmax."""
+
+    prior: Literal["local", "global"] = "local"  # whose class counts: the client's own, or all clients' [D]

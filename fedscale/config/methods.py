@@ -24,6 +24,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "fedprox": (f"{HERE}.fedprox:FedProx", options.ProxOptions),
     "scaffold": (f"{HERE}.scaffold:Scaffold", options.ScaffoldOptions),
     "logit_adjustment": (f"{HERE}.logit_adjustment:LogitAdjustment", options.AdjustmentOptions),
+    "balanced_softmax": (f"{HERE}.balanced_softmax:BalancedSoftmax", options.BalancedOptions),
 }
 WITH_CLIP = frozenset[str]()  # built-in methods whose clients need CLIP's view of their images
 

@@ -63,7 +63,7 @@ def test_the_classifier_that_minimises_it_is_balanced() -> None:
     labels = torch.tensor([[0] * 90 + [1] * 10])
     logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     method = made(2)
-    shared = {"shift": method._shift(torch.tensor([90.0, 10.0]))}
+    shared = {"shift": method.shift(torch.tensor([90.0, 10.0]))}
     (gradient,) = torch.autograd.grad(
         method.loss(Batch(logits.expand(1, 100, 2), labels, shared=shared)).mean(), logits
     )
@@ -72,7 +72,7 @@ def test_the_classifier_that_minimises_it_is_balanced() -> None:
 
 def test_a_class_without_a_sample_is_left_out_with_finite_gradients() -> None:
     method = made(4, prior="local", tau=2.0)
-    shift = method._shift(torch.tensor([[5.0, 0.0, 3.0, 0.0], [0.0, 2.0, 1.0, 1.0]]))
+    shift = method.shift(torch.tensor([[5.0, 0.0, 3.0, 0.0], [0.0, 2.0, 1.0, 1.0]]))
     logits = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[0, 2, 0], [1, 2, 3]])
     losses = method.loss(Batch(logits, labels, {"shift": shift}))
