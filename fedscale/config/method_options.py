@@ -83,3 +83,13 @@ class BalancedOptions:
     """Balanced Softmax."""
 
     prior: Literal["local", "global"] = "local"  # whose class counts: the client's own, or all clients' [D]
+
+
+@dataclass(frozen=True)
+class FocalOptions:
+    """Fed-Focal."""
+
+    gamma: float = 2.0  # [C: of those who compare with it]
+
+    def __post_init__(self) -> None:
+        require(self.gamma >= 0, f"{PATH}.gamma", self.gamma, "0 (cross-entropy) or more")

@@ -25,6 +25,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "scaffold": (f"{HERE}.scaffold:Scaffold", options.ScaffoldOptions),
     "logit_adjustment": (f"{HERE}.logit_adjustment:LogitAdjustment", options.AdjustmentOptions),
     "balanced_softmax": (f"{HERE}.balanced_softmax:BalancedSoftmax", options.BalancedOptions),
+    "fedfocal": (f"{HERE}.fedfocal:FedFocal", options.FocalOptions),
 }
 WITH_CLIP = frozenset[str]()  # built-in methods whose clients need CLIP's view of their images
 
