@@ -79,6 +79,7 @@ def save(made: Figure, path: Path) -> None:
     for suffix, undated in (("svg", ("Date", "Creator")), ("pdf", ("CreationDate", "Creator", "Producer"))):
         with files.published(path.with_name(f"{path.name}.{suffix}")) as temporary, matplotlib.rc_context(settings):
             made.savefig(temporary, format=suffix, facecolor="white", metadata=dict.fromkeys(undated))
+        made.set_layout_engine("none")  # the same places in both, worked out once
 
 
 def _with_unique_ids(svg: str, salt: str) -> str:
