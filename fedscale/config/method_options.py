@@ -93,3 +93,22 @@ class FocalOptions:
 
     def __post_init__(self) -> None:
         require(self.gamma >= 0, f"{PATH}.gamma", self.gamma, "0 (cross-entropy) or more")
+
+
+@dataclass(frozen=True)
+class CreffOptions:
+    """CReFF."""
+
+    features: int = 100  # of each class, kept by the server [C]
+    match_steps: int = 100  # a round [C]
+    match_lr: float = 0.1  # of the features [C]
+    head_epochs: int = 300  # [C]
+    head_batch: int = 32  # [C]
+    head_lr: float = 0.01  # [C]
+
+    def __post_init__(self) -> None:
+        for name in ("features", "head_epochs", "head_batch"):
+            require(getattr(self, name) >= 1, f"{PATH}.{name}", getattr(self, name), "1 or more")
+        require(self.match_steps >= 0, f"{PATH}.match_steps", self.match_steps, "0 or more")
+        for name in ("match_lr", "head_lr"):
+            require(getattr(self, name) > 0, f"{PATH}.{name}", getattr(self, name), "above 0")

@@ -61,13 +61,14 @@ def round_cost(
     passes = image.forward + image.backward + len(method.compares) * image.forward
     drawn = settings.clients_per_round / len(held)  # a client's chance to be in a cohort
     clients = drawn * sum(size > 0 for size in held)
+    uploads = len(set(method.uploads) - set(method.unsent)) * parameters
     return RoundCost(
         clients=clients,
-        bytes_down=clients * BYTES * (model + len(method.broadcast) * parameters + _numbers(method.shared)),
-        bytes_up=clients * BYTES * (model + len(method.uploads) * parameters + _numbers(method.reports)),
+        bytes_down=clients * BYTES * (model + len(method.broadcast) * parameters + _sent(method, method.shared)),
+        bytes_up=clients * BYTES * (model + uploads + _sent(method, method.reports)),
         flops=float(drawn * sum(held) * settings.local_epochs * passes),
     )
 
 
-def _numbers(tensors: Mapping[str, Sequence[int]]) -> int:
-    return sum(math.prod(shape) for shape in tensors.values())
+def _sent(method: Method, tensors: Mapping[str, Sequence[int]]) -> int:
+    return sum(math.prod(shape) for name, shape in tensors.items() if name not in method.unsent)

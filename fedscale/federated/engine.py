@@ -71,6 +71,7 @@ class Engine:
         self.layout = self.host.layout
         self.costs = CostModel()
         self._sum: RoundSum | None = None
+        self.method.first_shared(self.server.shared, derive(self.config.seed, "shared"))
 
     def cohort(self, number: int) -> list[int]:
         """The round's clients that have samples, the largest first."""

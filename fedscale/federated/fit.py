@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedscale.config.schema import FederateConfig
 from fedscale.errors import UserError
@@ -23,8 +25,8 @@ def problem_of(model: nn.Module, image_shape: tuple[int, int, int], num_clients:
     return Problem(logits.shape[-1], 0, num_clients)
 
 
-def check_fit(method: Method, model: nn.Module, settings: FederateConfig, data: RoundData) -> None:
-    """Raises UserError where the method asks for what the model, `federate.shard` or the data do not give."""
+def needs_of(method: Method) -> list[str]:
+    """What the method needs of a client that is not cut over ranks (`federate.shard`), if anything."""
     whole_model = (
         (method.uses_features or method.compares, "features"),
         (method.works, "the server's own training"),
@@ -32,7 +34,14 @@ def check_fit(method: Method, model: nn.Module, settings: FederateConfig, data: 
         (method.reports, "each client's whole model"),
         (method.sides, "a teacher's view of the samples"),
     )
-    needs = [what for needed, what in whole_model if needed]
+    return [what for needed, what in whole_model if needed]
+
+
+def check_fit(
+    method: Method, model: nn.Module, settings: FederateConfig, data: RoundData, teacher: Mapping[str, Tensor]
+) -> None:
+    """Raises UserError where the method asks for what the model, `federate.shard`, data or teacher do not give."""
+    needs = needs_of(method)
     if needs and settings.shard > 1:
         raise UserError(
             f"federate.shard={settings.shard}: {method.name} needs {needs[0]}, which clients that are cut over ranks "
@@ -51,3 +60,4 @@ def check_fit(method: Method, model: nn.Module, settings: FederateConfig, data: 
                 f"federate.method={method.name}: the teacher knows {classes} classes, the model has "
                 f"{method.problem.num_classes}; use a teacher of the same classes"
             )
+    method.check(model, teacher)

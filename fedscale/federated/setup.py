@@ -58,7 +58,7 @@ def build_engine(
     """
     settings = config.federate
     method = method_class(settings.method)(settings, problem_of(model, data.image_shape, len(clients)))
-    check_fit(method, model, settings, data)
+    check_fit(method, model, settings, data, teacher or {})
     if mesh.device.type == "cpu":
         keep_freed_memory()
     if settings.precision != "fp32" and mesh.device.type == "cpu":

@@ -75,9 +75,9 @@ class ServerWork:
 class Method:
     """FedAvg's client and server; a method overrides what it changes."""
 
-    name: str
-    citation: str
-    extra_cost: str
+    name = ""  # in messages; the class's own, in small letters, unless it says another
+    citation = ""
+    extra_cost = "none"  # beyond FedAvg, one line: "client: …; upload: …; server: …", those that there are
     Options: type = NoOptions  # the dataclass of `federate.options`
     options: Any
 
@@ -100,6 +100,11 @@ class Method:
     pool_balanced = False  # as many of each class (by the crawl's keywords), or any
     refines = False  # whether `server_work` changes the global model
     survey_at: tuple[str, ...] = ()  # "start" and "end" of all rounds: when `survey` asks all clients
+    unsent: tuple[str, ...] = ()  # uploads, reports and shared that are made where they are used, which no network sees
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.name = cls.__dict__.get("name") or cls.__name__.lower()
 
     def __init__(self, config: FederateConfig, problem: Problem | None = None) -> None:
         self.config, self.problem = config, problem or Problem()
@@ -119,6 +124,12 @@ class Method:
     def works(self) -> bool:
         """Whether the server trains something of its own after a round."""
         return type(self).server_work is not Method.server_work
+
+    def check(self, model: nn.Module, teacher: Mapping[str, Tensor]) -> None:
+        """Before the first round. Raises UserError where the model, the run's constants or the memory do not do."""
+
+    def first_shared(self, shared: Mapping[str, Tensor], seed: int) -> None:
+        """Fill `shared` (zeros) with what the first round begins with: the same on every rank, by `seed` alone."""
 
     # ---- a client
 
