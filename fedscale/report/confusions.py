@@ -127,6 +127,7 @@ def _scale(made: Figure, grid: np.ndarray, evaluation: Evaluation) -> None:
     bar.solids.remove()
     colours = _heat(np.linspace(0, 1, 256), evaluation)[:, None]
     bar.ax.imshow(colours, extent=(0, 1, 0, 1), origin="lower", aspect="auto", interpolation="none")
+    bar.ax.set_facecolor("none")
     bar.outline.set_edgecolor(role("grid"))
     bar.ax.tick_params(length=0, labelsize=svg.SMALL, labelcolor=role("muted"))
 
