@@ -96,6 +96,16 @@ class FocalOptions:
 
 
 @dataclass(frozen=True)
+class TauNormOptions:
+    """τ-normalisation."""
+
+    tau: float = 1.0  # 0 keeps the norms and drops the bias alone; the paper chooses it on a validation set [D]
+
+    def __post_init__(self) -> None:
+        require(self.tau >= 0, f"{PATH}.tau", self.tau, "0 or more")
+
+
+@dataclass(frozen=True)
 class CreffOptions:
     """CReFF."""
 
