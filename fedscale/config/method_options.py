@@ -106,6 +106,16 @@ class TauNormOptions:
 
 
 @dataclass(frozen=True)
+class DynOptions:
+    """FedDyn."""
+
+    alpha: float = 0.01  # weight of the dynamic regulariser [C]
+
+    def __post_init__(self) -> None:
+        require(self.alpha > 0, f"{PATH}.alpha", self.alpha, "above 0; without the regulariser it is fedavg")
+
+
+@dataclass(frozen=True)
 class CreffOptions:
     """CReFF."""
 

@@ -242,5 +242,6 @@ def test_what_a_method_names_fits_together(name: str) -> None:
     assert set(kind.client_state) <= set(kind.roles)
     assert set(kind.uploads) <= set(kind.roles)
     assert set(kind.broadcast) <= set(kind.server_state)
-    assert made(name).adjusts == (name in ("fedprox", "scaffold"))
-    assert made(name).weight(17) == 17.0
+    assert made(name).adjusts == (name in ("fedprox", "scaffold", "feddyn"))
+    if name not in ("feddyn", "fednova"):  # all clients alike; by samples over what a gradient weighs
+        assert made(name).weight(17) == 17.0

@@ -1,7 +1,7 @@
 """A client's local training as a plain loop over torch modules, and engines of every backend and form to hold to it."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,24 @@ def plainly(engine: Engine, client: int, objective: Callable[[Step], Tensor], nu
     return model
 
 
-def assert_models_equal(found: dict[str, Tensor], wanted: nn.Module, tolerance: float = 1e-9) -> None:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and statistics by name, without counters."""
+    return {n: t.detach().clone() for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+
+
+def set_global(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
+    """Put parameters and statistics by name in the place of the global model."""
+    vector = torch.zeros_like(engine.server.vector)
+    for name, view in engine.layout.views(vector).items():
+        view.copy_(tensors[name])
+    engine.server.vector = vector
+
+
+def assert_models_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float = 1e-9) -> None:
     """Parameters and statistics, relative where they are large."""
-    for name, tensor in wanted.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            difference = ((found[name] - tensor).abs() / tensor.abs().clamp(min=1)).max()
-            assert difference <= tolerance, f"{name}: {difference}"  # a NaN is a difference
+    for name, tensor in wanted.items():
+        difference = ((found[name] - tensor).abs() / tensor.abs().clamp(min=1)).max()
+        assert difference <= tolerance, f"{name}: {difference}"  # a NaN is a difference
 
 
 def assert_every_backend_trains(
@@ -113,15 +125,33 @@ def assert_every_backend_trains(
 
     `begin` brings an engine to the round at hand, which is number 1.
     """
-    wanted: dict[int, nn.Module] = {}
+    wanted: dict[int, dict[str, Tensor]] = {}
     for engine in engines(folder, **federate):
         begin(engine)
         if not wanted:
             for client in CLIENTS:
-                wanted[client] = plainly(engine, client, lambda step, c=client, e=engine: objective(e, c, step))
+                model = plainly(engine, client, lambda step, c=client, e=engine: objective(e, c, step))
+                wanted[client] = state_of(model)
         found = models_after(engine)
         for client in CLIENTS:
             assert_models_equal(found[client], wanted[client])
+
+
+def assert_rounds_are(
+    folder: Path, reference: Callable[[Engine, int], Mapping[str, Tensor]], rounds: int = 3, **federate: Any
+) -> None:
+    """The global model of every backend and form, after each round, is what `reference(engine, number)` says.
+
+    Its engine stands, before each round, where the reference was after the last one, and trains nothing itself.
+    """
+    plain, wanted = engine_of("loop", folder / "reference", **federate), []
+    for number in range(1, rounds + 1):
+        wanted.append(dict(reference(plain, number)))
+        set_global(plain, wanted[-1])
+    for engine in engines(folder, **federate):
+        for number in range(1, rounds + 1):
+            assert engine.round(number) is not None
+            assert_models_equal(engine.layout.views(engine.server.vector), wanted[number - 1])
 
 
 def assert_a_saved_round_goes_on(folder: Path, pool: Pool | None = None, **federate: Any) -> None:
@@ -137,9 +167,10 @@ def assert_a_saved_round_goes_on(folder: Path, pool: Pool | None = None, **feder
     first = made("parts")
     first.survey("start", 0)
     trained(first, [1, 2])
-    save_round(folder / "parts", 2, first)
+    where = folder / "parts" / "batched 2"
+    save_round(where, 2, first)
     second = made("parts")
-    found = newest_round(folder / "parts", second.host.whole_layout.describe())
+    found = newest_round(where, second.host.whole_layout.describe())
     assert found is not None and found[0] == 2
     restore(second, found[1])
     assert torch.equal(trained(second, [3]), wanted)
