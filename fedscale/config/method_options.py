@@ -116,6 +116,17 @@ class DynOptions:
 
 
 @dataclass(frozen=True)
+class RestrictedOptions:
+    """FedRS."""
+
+    alpha: float = 0.5  # scale of the logits of classes that a client lacks; 1 is FedAvg [P]
+    kind: Literal["hard", "soft"] = "hard"  # by which classes a client has [P], or by how much it has of each [C]
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, f"{PATH}.alpha", self.alpha, "a value from 0 to 1")
+
+
+@dataclass(frozen=True)
 class CreffOptions:
     """CReFF."""
 

@@ -29,6 +29,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "tau_norm": (f"{HERE}.tau_norm:TauNorm", options.TauNormOptions),
     "feddyn": (f"{HERE}.feddyn:FedDyn", options.DynOptions),
     "fednova": (f"{HERE}.fednova:FedNova", options.NoOptions),
+    "fedrs": (f"{HERE}.fedrs:FedRS", options.RestrictedOptions),
     "creff": (f"{HERE}.creff:CReFF", options.CreffOptions),
 }
 WITH_CLIP = frozenset[str]()  # built-in methods whose clients need CLIP's view of their images
