@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from fedscale import __version__
 from fedscale.cli_common import AsJson, DryRun, Words, console, exits, show_report
+from fedscale.cli_methods import methods_table
 from fedscale.cli_shards import shards_app
 from fedscale.cli_sweep import sweep
 from fedscale.config import Config, load_config, to_yaml
 from fedscale.errors import UserError
 from fedscale.progress import TerminalReporter
 from fedscale.session import Session
+
+WIDE = 200  # columns of a table that goes to a file or a pipe, which would be taken for a terminal of 80
 
 app = typer.Typer(
     name="fedscale",
@@ -41,20 +43,11 @@ def _run_stage_command(stage: str, words: list[str], dry_run: bool, **options: A
     if dry_run:
         print(to_yaml(config), end="")
         return
-    from fedscale.runs import RunFolder
-    from fedscale.stages import children, needed, run_stage, stage_folder
+    from fedscale import api
 
-    session, seen = Session(TerminalReporter()), set[Path]()
+    session = Session(TerminalReporter())
     with session.stopping_on(signal.SIGTERM, signal.SIGINT):
-        for child in children(config):
-            if stage in needed(child):
-                folder = stage_folder(child, stage)
-                if not (stage == "caption" and child.caption.overwrite):
-                    folder.check()  # before the run folder says that it is of this config
-                RunFolder.of(child).describe(child)
-                if folder.path.resolve() not in seen:  # what child runs share is worked on once
-                    run_stage(child, stage, session, **options)
-                seen.add(folder.path.resolve())
+        api.stage(config, stage, session, **options)
 
 
 @app.command()
@@ -176,17 +169,17 @@ def fetch(words: Words) -> None:
 @app.command()
 @exits
 def methods(as_json: AsJson = False) -> None:
-    """The federated methods, with their citation and what they cost beyond FedAvg."""
-    from fedscale.federated.methods import built_in
+    """The federated methods: citation, cost beyond FedAvg, options with their defaults, and where each runs."""
+    from fedscale import api
 
-    rows = [{"method": m.name, "citation": m.citation, "extra_cost": m.extra_cost} for m in built_in().values()]
+    rows = api.methods()
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("method", "citation", "extra cost", box=None)
-    for row in rows:
-        table.add_row(*row.values())
-    console().print(table)
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = WIDE
+    screen.print(methods_table(rows))
 
 
 def _version(show: bool) -> None:

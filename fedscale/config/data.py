@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedscale import plugins
 from fedscale.config.checks import require
+
+FORMATS = ("parquet", "folder", "cifar-python", "imagenet", "shapes")
+FORMAT_KEY, FORMAT_GROUP = "format", "fedscale.datasets"  # entry points of other packages
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class RecipeConfig:
     """On which data: where the images come from and how they become shards (a file of shards/)."""
 
     name: str = ""  # of the data set; defaults to the recipe file's name
-    format: Literal["parquet", "folder", "cifar-python", "imagenet", "shapes"] = "shapes"
-    source: str | None = None  # folder of the originals; none for `shapes`
+    format: str = "shapes"  # one of FORMATS, an installed one, or package.module:Name (docs/extending.md)
+    source: str | None = None  # folder of the originals; none for `shapes`; for another package's format, any text
     classes: int | None = None  # how many the source must have; none = as many as it has
     class_names: tuple[str, ...] = ()  # in label order; none = as the source names them
     imbalance_factor: float | None = None  # n_max / n_min of the long tail; none = keep all images (or the list's)
@@ -54,7 +58,14 @@ class RecipeConfig:
     open_pool: OpenPoolConfig = field(default_factory=OpenPoolConfig)
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
+    @property
+    def needs_folder(self) -> bool:
+        """Whether `source` is a folder that has to be there before anything is read."""
+        return self.format in FORMATS and self.format != "shapes"
+
     def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            plugins.target_of(self.format, FORMAT_KEY, FORMAT_GROUP, FORMATS)
         if self.imbalance_factor is not None:
             require(self.imbalance_factor >= 1, "imbalance_factor", self.imbalance_factor, "1 (balanced) or more")
         require(self.classes is None or self.classes >= 2, "classes", self.classes, "2 or more")

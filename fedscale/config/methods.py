@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from fedscale import plugins
@@ -31,23 +30,16 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "fednova": (f"{HERE}.fednova:FedNova", options.NoOptions),
     "fedrs": (f"{HERE}.fedrs:FedRS", options.RestrictedOptions),
     "creff": (f"{HERE}.creff:CReFF", options.CreffOptions),
+    "clip2fl": (f"{HERE}.clip2fl:CLIP2FL", options.Clip2flOptions),
 }
-WITH_CLIP = frozenset[str]()  # built-in methods whose clients need CLIP's view of their images
+WITH_CLIP = frozenset({"clip2fl"})  # built-in methods whose clients need CLIP's view of their images
 
 
 def target_of(name: str) -> str:
     """`package.module:Name` of a method. Raises UserError for a name that is neither built in nor installed."""
     if name in BUILT_IN:
         return BUILT_IN[name][0]
-    if ":" in name:
-        return name
-    installed = plugins.installed(GROUP)
-    if name in installed:
-        return installed[name]
-    known = [*BUILT_IN, *installed]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"{KEY}={name}: expected one of {', '.join(known)}, or package.module:Name{hint}")
+    return plugins.target_of(name, KEY, GROUP, BUILT_IN)
 
 
 def needs_clip(name: str) -> bool:
@@ -75,4 +67,7 @@ def options_of(name: str) -> Any:
     target = target_of(name)
     if name in BUILT_IN:
         return BUILT_IN[name][1]
-    return getattr(plugins.load(target, KEY), "Options", options.NoOptions)
+    kind = getattr(plugins.load(target, KEY), "Options", options.NoOptions)
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise UserError(f"{KEY}={name}: its Options is no dataclass; expected one, whose fields have defaults")
+    return kind

@@ -5,13 +5,14 @@ Marks in the comments: [C] the official code of CReFF or CLIP2FL, [D] a decision
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fedscale import plugins
 from fedscale.config.checks import require
 from fedscale.config.methods import resolved_options
 
+MODEL_KEY, MODEL_GROUP = "model.name", "fedscale.models"  # entry points of other packages
 STUDENTS = ("resnet8", "resnet50", "linear", "mlp", "lenet", "simple_cnn")
 TIMM = "timm:"  # in front of a name of timm's
 
@@ -20,16 +21,14 @@ TIMM = "timm:"  # in front of a name of timm's
 class ModelConfig:
     """The compact model f that clients train."""
 
-    name: str = "resnet8"  # one of STUDENTS, or timm:NAME for any model of timm, without its weights
+    name: str = "resnet8"  # one of STUDENTS, timm:NAME (no weights), an installed one, or package.module:Name
     width: int = 64  # channels of ResNet-8's stem; 64 is the paper's
     norm: Literal["batch", "group"] = "batch"  # of ResNet-8; with `group` images of a batch do not touch one another
 
     def __post_init__(self) -> None:
-        if not (self.name.startswith(TIMM) and self.name != TIMM):
-            close = difflib.get_close_matches(self.name, STUDENTS, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            expected = f"one of {', '.join(STUDENTS)}, or {TIMM}NAME of timm{hint}"
-            require(self.name in STUDENTS, "model.name", self.name, expected)
+        require(self.name != TIMM, MODEL_KEY, self.name, f"{TIMM}NAME, the name of one of timm's models")
+        if self.name not in STUDENTS:
+            plugins.target_of(self.name, MODEL_KEY, MODEL_GROUP, (*STUDENTS, f"{TIMM}NAME"))
         require(self.width >= 1, "model.width", self.width, "1 or more channels")
         fits = self.norm == "batch" or self.name == "resnet8"
         require(fits, "model.norm", self.norm, f"batch: {self.name} has its own norms, `group` is for resnet8 alone")

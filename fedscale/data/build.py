@@ -62,7 +62,7 @@ def ensure_shards(data: DataConfig, reporter: Reporter) -> Manifest:
             f"data.dir={data.dir}: no shards; build them with `fedscale shards build`, or name a data.recipe"
         )
     folder = shard_folder(data)
-    if data.format != "shapes" and not (folder / manifests.FILE).exists():
+    if data.needs_folder and not (folder / manifests.FILE).exists():
         source_folder(data, "data.")
     return build_shards(data, folder, reporter, jobs=None)
 

@@ -15,6 +15,8 @@ from fedscale import files
 from fedscale.config.schema import Config, ModelConfig
 from fedscale.config.training import TIMM
 from fedscale.models import small
+from fedscale.models.plugged import plugged_model
+from fedscale.models.projected import Projected
 from fedscale.models.resnet import Classifier, ResNet8, ResNet50
 from fedscale.models.timm_student import TimmStudent
 from fedscale.rng import derive
@@ -29,15 +31,23 @@ def build_model(config: ModelConfig, num_classes: int, image_size: int = 32) -> 
     """The model f of the config, initialised from torch's global generator: call `torch.manual_seed` before.
 
     `image_size`, the side in pixels, decides the shapes of the small models and of timm's that have a fixed size.
-    Raises UserError for a model that timm does not have, or that takes no such images.
+    Raises UserError for a model that timm does not have or that takes no such images, and for one of another package
+    that is not what it should be (`plugged`).
     """
+    model = _unprojected(config, num_classes, image_size)
+    return Projected(model, config.projection) if config.projection else model
+
+
+def _unprojected(config: ModelConfig, num_classes: int, image_size: int) -> Classifier:
     if config.name.startswith(TIMM):
         return TimmStudent(config.name.removeprefix(TIMM), num_classes, image_size)
     if config.name in SMALL:
         return SMALL[config.name](num_classes, image_size)
     if config.name == "resnet50":
         return ResNet50(num_classes)
-    return ResNet8(num_classes, config.width, config.norm)
+    if config.name == "resnet8":
+        return ResNet8(num_classes, config.width, config.norm)
+    return plugged_model(config.name, num_classes, image_size)
 
 
 def initial_model(config: Config, num_classes: int) -> Classifier:

@@ -94,9 +94,7 @@ def test_what_timm_cannot_build_is_one_line(name: str, side: int, message: str) 
 
 
 def test_the_form_of_a_name_is_checked_without_timm() -> None:
-    with pytest.raises(
-        UserError, match=r"model\.name=resnet9: expected one of resnet8, .*, or timm:NAME.*mean resnet8"
-    ):
+    with pytest.raises(UserError, match=r"model\.name=resnet9: expected one of resnet8, .*, timm:NAME.*mean resnet8"):
         load_config(["configs/demo.yaml", "model.name=resnet9"])
     with pytest.raises(UserError, match=r"model\.name=timm:: expected"):
         ModelConfig("timm:")

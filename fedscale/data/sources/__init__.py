@@ -6,10 +6,12 @@ from pathlib import Path
 
 from fedscale import house
 from fedscale.config import RecipeConfig
+from fedscale.config.data import FORMATS
+from fedscale.data.sources.arrays import ArraySource
 from fedscale.data.sources.base import Original, Source
 from fedscale.errors import UserError
 
-__all__ = ["Original", "Source", "open_source", "source_folder"]
+__all__ = ["ArraySource", "Original", "Source", "open_source", "source_folder"]
 
 
 def open_source(recipe: RecipeConfig) -> Source:
@@ -18,6 +20,10 @@ def open_source(recipe: RecipeConfig) -> Source:
         from fedscale.data.sources.shapes import ShapesSource
 
         return ShapesSource(recipe.shapes, recipe.seed)
+    if recipe.format not in FORMATS:
+        from fedscale.data.sources.plugged import open_plugged
+
+        return open_plugged(recipe)
     folder = source_folder(recipe)
     if recipe.format == "parquet":
         from fedscale.data.sources.parquet import ParquetSource

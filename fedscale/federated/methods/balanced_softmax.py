@@ -17,7 +17,7 @@ class BalancedSoftmax(ShiftedLogits):
 
     name = "balanced_softmax"
     citation = "Ren et al., NeurIPS 2020, arXiv:2007.10740"
-    extra_cost = "none (upload: one number a class, once, with prior=global)"
+    extra_cost = "upload: one number a class, once (none with prior=local)"
     Options = BalancedOptions
     options: BalancedOptions
 

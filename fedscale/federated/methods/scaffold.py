@@ -17,7 +17,7 @@ class Scaffold(Method):
 
     name = "scaffold"
     citation = "Karimireddy et al., ICML 2020, arXiv:1910.06378"
-    extra_cost = "client: one vector operation a step, a control kept; upload and download: twice the model"
+    extra_cost = "client: one vector operation a step, one vector kept; upload: twice the model; server: one vector"
     Options = ScaffoldOptions
     options: ScaffoldOptions
     roles = ("start", "control", "drift", "change")
