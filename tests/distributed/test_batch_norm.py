@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedscale.distributed.batch_norm import SyncedBatchNorm, synchronise_batch_norms
-from tests.launching import torchrun
+from tests.ranks import ranks
 
 RANKS = """
 import copy
@@ -92,7 +92,7 @@ sys.stdout.write(f"fine {rank}\\n")  # one write: the ranks share the pipe
 def test_two_ranks_with_uneven_parts_give_what_one_process_gives(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANKS)
-    done = torchrun(2, script)
+    done = ranks(2, script)
     assert done.returncode == 0, done.stderr[-9000:]
     assert sorted(done.stdout.split("\n")) == ["", "fine 0", "fine 1"]
 

@@ -8,7 +8,7 @@ import pytest
 from fedscale.distributed.mesh import Mesh
 from fedscale.distributed.waiting import by_main
 from fedscale.session import Session
-from tests.launching import torchrun
+from tests.ranks import ranks
 
 RANK = """
 import json, sys, time
@@ -58,7 +58,7 @@ def test_alone_the_work_is_simply_done() -> None:
 def test_ranks_wait_beyond_their_timeout_and_all_stop_when_one_is_asked_to(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    done = torchrun(2, script, tmp_path, seconds=120)
+    done = ranks(2, script, tmp_path, seconds=120)
     assert done.returncode == 0, done.stderr[-3000:]
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert told == [[42, True, False], [None, True, True]]

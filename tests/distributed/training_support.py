@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.launching import torchrun
+from tests.ranks import ranks
 
 WORKER = Path(__file__).with_name("training_worker.py")
 LAUNCH = {
@@ -29,10 +29,10 @@ class Trained:
     weights: dict[str, torch.Tensor]
 
 
-def worker(out: Path, ranks: int, strategy: str = "ddp", *words: str, fails: bool = False) -> str:
+def worker(out: Path, count: int, strategy: str = "ddp", *words: str, fails: bool = False) -> str:
     out.mkdir(parents=True, exist_ok=True)
-    launch = ["--launch", LAUNCH[strategy]] if ranks > 1 and LAUNCH[strategy] else []
-    done = torchrun(ranks, WORKER, out, *launch, *words)
+    launch = ["--launch", LAUNCH[strategy]] if count > 1 and LAUNCH[strategy] else []
+    done = ranks(count, WORKER, out, *launch, *words)
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
     return done.stderr
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.federated.engine_support import make_engine, settings, trained
-from tests.launching import torchrun
+from tests.ranks import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ with open_mesh(torch.device("cpu"), 2, 60, print) as mesh:
 def test_two_by_two_ranks_give_what_one_gives_and_hold_half_each(model: str, method: str, tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    done = torchrun(4, script, model, method, str(tmp_path))
+    done = ranks(4, script, model, method, str(tmp_path))
     assert done.returncode == 0, done.stderr[-9000:]
     found = load_file(tmp_path / "sharded.safetensors")
     engine = make_engine(settings(method=method, momentum=0.5, weight_decay=0.01), model, folder=tmp_path / "alone")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from tests.federated.engine_support import make_engine, settings, trained
 from tests.federated.test_metrics import metrics_rows, tensorboard_rows
-from tests.launching import REPOSITORY, torchrun
+from tests.launching import REPOSITORY
+from tests.ranks import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -53,18 +54,18 @@ def test_two_and_four_ranks_give_the_bits_of_one(method: str, tmp_path: Path) ->
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     alone = trained(make_engine(settings(method=method, **EXACT), folder=tmp_path / "alone"))
-    for ranks in (2, 4):
-        folder = tmp_path / str(ranks)
+    for count in (2, 4):
+        folder = tmp_path / str(count)
         folder.mkdir()
-        done = torchrun(ranks, script, method, json.dumps(EXACT), str(folder))
+        done = ranks(count, script, method, json.dumps(EXACT), str(folder))
         assert done.returncode == 0, done.stderr[-5000:]
-        assert load_file(folder / "vector.safetensors")["vector"].equal(alone), f"{ranks} ranks"
+        assert load_file(folder / "vector.safetensors")["vector"].equal(alone), f"{count} ranks"
 
 
 def test_without_exact_sums_two_ranks_agree_closely(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    done = torchrun(2, script, "fedavg", '{"backend": "batched", "lanes": 2}', str(tmp_path))
+    done = ranks(2, script, "fedavg", '{"backend": "batched", "lanes": 2}', str(tmp_path))
     assert done.returncode == 0, done.stderr[-5000:]
     alone = trained(make_engine(settings(backend="batched", lanes=2)))
     assert (load_file(tmp_path / "vector.safetensors")["vector"] - alone).abs().max() < 1e-9

@@ -17,7 +17,7 @@ from fedscale.runs import RunFolder, stage_inputs
 from fedscale.server.align import between, train
 from fedscale.server.align.between import BetweenRounds
 from fedscale.session import Session
-from tests.launching import torchrun
+from tests.ranks import ranks
 from tests.server.align.support import World
 
 EXACT = {"backend": "batched", "lanes": 2, "aggregate": {"exact": True}}
@@ -146,7 +146,7 @@ def test_in_exact_mode_two_ranks_give_the_bytes_of_one(world: World, teacher: No
     shutil.rmtree(world.run.stage("federate"))
     files.write_text(tmp_path / "config.yaml", to_yaml(config))
     files.write_text(tmp_path / "rank.py", RANK)
-    done = torchrun(2, tmp_path / "rank.py", tmp_path / "config.yaml", world.run.path)
+    done = ranks(2, tmp_path / "rank.py", tmp_path / "config.yaml", world.run.path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (world.run.stage("federate") / "model.safetensors").read_bytes() == alone
 

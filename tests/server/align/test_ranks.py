@@ -9,7 +9,7 @@ from fedscale import files
 from fedscale.config import overlaid, to_yaml
 from fedscale.server.align import stage as align
 from fedscale.session import Session
-from tests.launching import torchrun
+from tests.ranks import ranks
 from tests.server.align.support import World
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def on_two_ranks(world: World, launch: str, folder: Path) -> str:
     config = overlaid(world.config, {"launch": str(ROOT / launch) if launch else ""})
     files.write_text(folder / "config.yaml", to_yaml(config))
     files.write_text(folder / "rank.py", RANK)
-    done = torchrun(2, folder / "rank.py", folder / "config.yaml", world.run.path)
+    done = ranks(2, folder / "rank.py", folder / "config.yaml", world.run.path)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
