@@ -24,12 +24,14 @@ class ModelConfig:
     name: str = "resnet8"  # one of STUDENTS, timm:NAME (no weights), an installed one, or package.module:Name
     width: int = 64  # channels of ResNet-8's stem; 64 is the paper's
     norm: Literal["batch", "group"] = "batch"  # of ResNet-8; with `group` images of a batch do not touch one another
+    projection: int = 0  # width of a linear layer without activation before the classifier; 0 = none [C: CLIP2FL, 512]
 
     def __post_init__(self) -> None:
         require(self.name != TIMM, MODEL_KEY, self.name, f"{TIMM}NAME, the name of one of timm's models")
         if self.name not in STUDENTS:
             plugins.target_of(self.name, MODEL_KEY, MODEL_GROUP, (*STUDENTS, f"{TIMM}NAME"))
         require(self.width >= 1, "model.width", self.width, "1 or more channels")
+        require(self.projection >= 0, "model.projection", self.projection, "a width, or 0 for none")
         fits = self.norm == "batch" or self.name == "resnet8"
         require(fits, "model.norm", self.norm, f"batch: {self.name} has its own norms, `group` is for resnet8 alone")
 
@@ -76,9 +78,14 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Stage 1b: Dynamic Weighted Distillation of f beside the frozen CLIP, in front of a language model."""
+    """Stage 1b: Dynamic Weighted Distillation of f beside the frozen CLIP, in front of a language model.
+
+    The objective `keyword` is a control row: f and its classifier on the same images for the same steps, by
+    cross-entropy to the class that the crawl's keyword names; a keyword that names none leaves its image out [D].
+    """
 
     enabled: bool = True
+    objective: Literal["distillation", "keyword"] = "distillation"
     epochs: int = 5
     batch_size: int = 64  # images a step, over all ranks
     accumulation: int = 1  # backward passes that a step's images are cut into

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from fedscale.data.keywords import KeywordClasses
 from fedscale.data.store import ClientStore
 from fedscale.errors import UserError
 from fedscale.rng import numpy_generator
@@ -46,9 +47,6 @@ def pool_rows(store: ClientStore, class_names: Sequence[str], count: int, balanc
 
 def keyword_labels(store: ClientStore, class_names: Sequence[str]) -> np.ndarray:
     """The class that each image's keyword names, int64 [N]; -1 where it names none."""
-    numbers = {_word(name): number for number, name in enumerate(class_names)}
-    return np.array([numbers.get(_word(word), -1) if word else -1 for word in store.keywords], dtype=np.int64)
-
-
-def _word(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
+    class_of = KeywordClasses(class_names)
+    labels = (class_of(word) for word in store.keywords)
+    return np.array([-1 if label is None else label for label in labels], dtype=np.int64)

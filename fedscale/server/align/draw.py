@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedscale.config.schema import Config
 from fedscale.data.images import CorruptImage, decode, fit_square
+from fedscale.data.keywords import KeywordClasses
 from fedscale.data.manifest import Manifest
 from fedscale.data.near_duplicates import left_out
 from fedscale.errors import Stopped, UserError
@@ -124,7 +125,7 @@ class Pool:
         self._entries = list(self._captions)
         self._manifest, self._left_out = manifest, left_out(manifest)
         self._seed, self._size = config.seed, config.data.image_size
-        self._classes = {_word(name): label for label, name in enumerate(class_names)}
+        self._class_of = KeywordClasses(class_names)
         self.total: int = self._captions.total("n_ok")
         self.scanned = self.unreadable = 0
 
@@ -149,7 +150,7 @@ class Pool:
         rows, encoded = [row for _, row in usable], {sample.key: sample.image for sample, _ in usable}
         for index in numpy_generator(self._seed, "align images", shard.file).permutation(len(rows)):
             row = rows[index]
-            keyword = self._classes.get(_word(row.keyword)) if row.keyword else None
+            keyword = self._class_of(row.keyword)
             if not wanted(keyword):
                 continue
             self.scanned += 1
@@ -234,8 +235,3 @@ def _nothing_of(empty: list[str], config: Config, pool: Pool) -> str:
         f"align: no image of {which}: none of the {pool.total} captioned pool images {how};"
         f"{more} set align.labels={other}, or build the pool with a larger open_pool.reserve"
     )
-
-
-def _word(name: str) -> str:
-    """A class name or keyword as compared: `Maple_Tree` is `maple tree`."""
-    return " ".join(name.replace("_", " ").casefold().split())

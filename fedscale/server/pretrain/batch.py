@@ -34,6 +34,7 @@ class Pair:
 class Batch:
     """Images uint8 [B, S, S, 3], what was asked and answered about each, each description or '', and (shard, key).
 
+    With `pretrain.objective=keyword`, `labels` int64 [B] are the classes that the keywords name.
     Where the teacher's embeddings are stored, `seen` and `read` hold those of images and descriptions, float32 [B, D].
     With several stored views the images are augmented already (`augmented`), as the teacher saw them.
     """
@@ -42,6 +43,7 @@ class Batch:
     dialogues: list[Dialogue]
     descriptions: list[str]
     keys: list[tuple[str, str]]
+    labels: Tensor | None = None
     seen: Tensor | None = None
     read: Tensor | None = None
     augmented: bool = False
@@ -87,6 +89,7 @@ class BatchMaker:
     def __init__(self, config: Config) -> None:
         stored = config.pretrain.teacher == "stored"
         self._size = config.data.image_size
+        self._labelled = config.pretrain.objective == "keyword"
         self._at_least = 2 * self._size if config.pretrain.draft_decode and not stored else None
         self.views = config.caption.features.views if stored else 1
         self._augment, self._view_seed = config.pretrain.augment, config.caption.seed
@@ -105,6 +108,7 @@ class BatchMaker:
             [pair.example.row.turns(pair.kind) for pair in pairs],
             [example.row.text("description") for example in examples],
             [(example.shard, example.sample.key) for example in examples],
+            torch.tensor([example.label for example in examples]) if self._labelled else None,
             _stacked([pair.example.seen[pair.view] for pair in pairs if pair.example.seen is not None]),
             _stacked([example.read for example in examples if example.read is not None]),
             self.views > 1,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fedscale.config.schema import Config
 from fedscale.data.manifest import Manifest
@@ -27,13 +27,14 @@ KEPT_BYTES = 2**28  # of images, encoded and decoded, that a rank keeps in memor
 class PairStream:
     """The pairs of all captioned shards, epoch after epoch without end.
 
-    `num_pairs` counts those of an epoch, `num_skipped` the rows left out, `skipped` says why in words. Raises
-    UserError when a shard is not captioned, no row can be used, or `pretrain.teacher=stored` finds no embeddings.
+    `num_pairs` counts those of an epoch, `num_skipped` the rows left out, `skipped` says why in words; `num_usable`
+    counts also those that are left out for their keyword alone (`pretrain.objective=keyword`). Raises UserError when a
+    shard is not captioned, no row can be used, or `pretrain.teacher=stored` finds no embeddings.
     """
 
-    def __init__(self, config: Config, manifest: Manifest, run: RunFolder) -> None:
+    def __init__(self, config: Config, manifest: Manifest, run: RunFolder, class_names: Sequence[str] = ()) -> None:
         captions = ledger.captioned(config, manifest, run)
-        self._examples = Examples(config, manifest, captions)
+        self._examples = Examples(config, manifest, captions, class_names)
         self._streams, self._workers = config.pretrain.streams, config.pretrain.workers
         buffer = max(1, BUFFER // self._streams)
         self._order = Order(self._examples.counts, config.seed, self._streams, buffer)
@@ -41,7 +42,13 @@ class PairStream:
         self._reader = Reader(self._examples, self._order, maker, config.caption.kinds, config.seed, KEPT_BYTES)
         self.num_pairs = self._order.num_pairs
         self.num_skipped: int = captions.total("n_in") - self.num_pairs
+        self.num_usable = self._examples.num_usable
         self.skipped = self._examples.skipped
+        if self.num_usable and not self.num_pairs:
+            raise UserError(
+                f"pretrain.objective=keyword: none of {self.num_usable} captioned images has a class as its keyword "
+                f"({', '.join(class_names[:3])}, …); use objective=distillation, or a pool crawled by class names"
+            )
         if not self.num_pairs:
             raise UserError(
                 f"{captions.where.url}: none of {self.num_skipped} images can be used ({self.skipped}); "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from fedscale.config.schema import Config
+from fedscale.data.keywords import KeywordClasses
 from fedscale.data.manifest import Manifest
 from fedscale.data.near_duplicates import left_out
 from fedscale.data.shards import Sample
@@ -20,22 +21,32 @@ from fedscale.server.caption.rows import STATUSES, Row
 
 @dataclass(frozen=True)
 class Example:
-    """One captioned image of a shard. `seen` [views, D] and `read` [D] are the teacher's stored embeddings, if any."""
+    """One captioned image of a shard, with the class that its keyword names, or None.
+
+    `seen` [views, D] and `read` [D] are the teacher's stored embeddings, if any.
+    """
 
     shard: str
     sample: Sample
     row: Row
+    label: int | None = None
     seen: Tensor | None = None
     read: Tensor | None = None
 
 
 class Examples:
-    """The images of all captioned shards whose row is `ok` and that are no near-duplicate; `counts` them by shard."""
+    """The images of all captioned shards whose row is `ok` and that are no near-duplicate; `counts` them by shard.
 
-    def __init__(self, config: Config, manifest: Manifest, captions: Captions) -> None:
+    With `pretrain.objective=keyword` those alone whose keyword is one of the classes; `num_usable` counts the others
+    too.
+    """
+
+    def __init__(self, config: Config, manifest: Manifest, captions: Captions, class_names: Sequence[str]) -> None:
         self.entries = list(captions)
         self._captions, self._manifest, self._left_out = captions, manifest, left_out(manifest)
-        stored = config.pretrain.teacher == "stored"
+        self._labelled, self._class_of = config.pretrain.objective == "keyword", KeywordClasses(class_names)
+        self.num_usable = 0
+        stored = config.pretrain.teacher == "stored" and not self._labelled
         self._features = FeatureStore(config, captions.where) if stored else None
         self.counts = [self._count(entry) for entry in self.entries]
 
@@ -43,7 +54,8 @@ class Examples:
     def skipped(self) -> str:
         """How many rows are left out, by status; near-duplicates found after captioning are among the `ok` ones."""
         totals = {s: sum(entry.marker["statuses"].get(s, 0) for entry in self.entries) for s in STATUSES}
-        totals["near_duplicate"] += totals.pop("ok") - sum(self.counts)
+        totals["near_duplicate"] += totals.pop("ok") - self.num_usable
+        totals["without a class as keyword"] = self.num_usable - sum(self.counts)
         return ", ".join(f"{number} {status}" for status, number in totals.items() if number)
 
     def embed_dim(self) -> int:
@@ -61,21 +73,27 @@ class Examples:
         stored = self._features.read(entry) if self._features else None
         passed, wanted = 0, self.counts[shard] if last is None else last
         for index, (sample, row) in enumerate(joined(self._captions, self._manifest, entry)):
-            if row.status != "ok" or row.key in left_out:
+            if not self._usable(row, left_out):
                 continue
             passed += 1
             if passed > first and stored is None:
-                yield Example(file, sample, row)
+                yield Example(file, sample, row, self._class_of(row.keyword))
             elif passed > first and stored is not None:
-                yield Example(file, sample, row, stored.embeddings[index], stored.descriptions[index])
+                yield Example(file, sample, row, None, stored.embeddings[index], stored.descriptions[index])
             if passed == wanted < self.counts[shard]:
                 return
         assert passed == wanted, f"{file}: {passed} usable rows, its marker promised {wanted}"
 
+    def _usable(self, row: Row, left_out: frozenset[str]) -> bool:
+        labelled = not self._labelled or self._class_of(row.keyword) is not None
+        return row.status == "ok" and row.key not in left_out and labelled
+
     def _count(self, entry: Entry) -> int:
-        """How many rows are `ok` and of no near-duplicate, which may have been found after captioning."""
-        left_out = self._left_out.get(entry.shard.file)
-        if not left_out:
+        """How many rows can be used; near-duplicates may have been found after captioning."""
+        left_out = self._left_out.get(entry.shard.file, frozenset())
+        if not left_out and not self._labelled:
+            self.num_usable += entry.marker["n_ok"]
             return entry.marker["n_ok"]
         rows = sidecar.read(self._captions.where, entry.shard, entry.marker)
-        return sum(row.status == "ok" and row.key not in left_out for row in rows)
+        self.num_usable += sum(row.status == "ok" and row.key not in left_out for row in rows)
+        return sum(self._usable(row, left_out) for row in rows)

@@ -61,7 +61,7 @@ def _open_data(config: Config, run: RunFolder, mesh: Mesh, session: Session) -> 
 
     def opened(session: Session) -> tuple[Manifest, PairStream]:
         manifest = ensure_shards(config.data, session.reporter)
-        return manifest, PairStream(config, open_pool(config.data, session.reporter), run)
+        return manifest, PairStream(config, open_pool(config.data, session.reporter), run, manifest.class_names)
 
     manifest, pairs = by_main(mesh, session, opened) or opened(session)
     if pairs.num_skipped:

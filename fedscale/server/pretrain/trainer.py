@@ -25,17 +25,13 @@ from fedscale.distributed.mesh import Mesh
 from fedscale.distributed.training import Training
 from fedscale.errors import Diverged, Stopped, UserError
 from fedscale.models import initial_model
-from fedscale.models.clip import load_clip
-from fedscale.models.language import LanguageSide, load_language_side
 from fedscale.progress import Task
 from fedscale.rng import derive
-from fedscale.server.caption.prompts import of_kind
 from fedscale.server.pretrain.batch import Batch
 from fedscale.server.pretrain.data import PairStream
-from fedscale.server.pretrain.schedule import alpha_at, lr_at
+from fedscale.server.pretrain.lessons import lesson_of
+from fedscale.server.pretrain.schedule import lr_at
 from fedscale.server.pretrain.stopwatch import Stopwatch
-from fedscale.server.pretrain.task import Distillation, Whole
-from fedscale.server.pretrain.text import IGNORED, TextEncoder, Tokens
 from fedscale.session import Session
 
 METRIC_ROWS = 500  # at most about so many rows in metrics.jsonl
@@ -48,18 +44,11 @@ class Trainer:
 
     def __init__(self, config: Config, manifest: Manifest, pairs: PairStream, folder: Path, mesh: Mesh) -> None:
         settings = config.pretrain
-        if settings.contrastive_weight > 0 and "description" not in config.caption.kinds:
-            raise UserError("pretrain.contrastive_weight is above 0: caption.kinds must hold description")
         self._config, self._settings, self._folder, self._pairs, self._mesh = config, settings, folder, pairs, mesh
-        self.steps = max(1, settings.epochs * pairs.num_pairs // settings.batch_size)
-        live = settings.teacher == "live"
-        self._clip = load_clip(config.teachers.clip, mesh.device) if live else None
-        language = load_language_side(config, mesh.device)
-        self._encoder = _encoder(config, language)
+        self.steps = max(1, settings.epochs * pairs.num_usable // settings.batch_size)
         self._student = initial_model(config, len(manifest.class_names))
-        torch.manual_seed(derive(config.seed, "pretrain heads"))
-        embed_dim = self._clip.embed_dim if self._clip else pairs.embed_dim()
-        task = Distillation(self._student, language.model, embed_dim, settings)
+        self._lesson = lesson_of(config, self._student, pairs, mesh)
+        task = self._lesson.module
         self.num_trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
         optimizer = torch.optim.AdamW(_parameter_groups(task, settings.weight_decay), lr=settings.lr)
         self._training = Training(
@@ -114,17 +103,15 @@ class Trainer:
         self.watch.start()
         with self.watch.waiting():
             parts = next(batches)
-        alpha = alpha_at(step, self.steps, settings.alpha)
         lr = lr_at(step, self.steps, settings.lr, settings.warmup)
         # No generator state has to be saved. Dropout is the one thing that differs with the number of ranks.
         torch.manual_seed(derive(self._config.seed, "dropout", step, self._mesh.rank))
-        tokens = [self._encoder.encode(part.dialogues) for part in parts]
-        whole = self._whole(tokens)
+        told = self._lesson.begin(parts, step, self.steps, self._counted)
         sums: dict[str, Tensor] = {}
-        for number, (part, text) in enumerate(zip(parts, tokens, strict=True), start=1):
-            last = number == len(parts)
+        for number, part in enumerate(parts):
+            last = number + 1 == len(parts)
             with training.passing(last):
-                losses = self._losses(part, text, alpha, whole)
+                losses = self._losses(number, part)
                 training.backward(losses["loss"], last)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach().double()
@@ -137,35 +124,20 @@ class Trainer:
         norm = training.step(lr)
         times = self.watch.stop(settings.batch_size)
         self.step += 1
-        return {"step": self.step, **values, "grad_norm": norm, "alpha": alpha, "lr": lr, **times}
+        return {"step": self.step, **values, "grad_norm": norm, **told, "lr": lr, **times}
 
-    def _losses(self, batch: Batch, tokens: Tokens, alpha: float, whole: Whole) -> dict[str, Tensor]:
-        config, device = self._config, self._training.device
-        images = batch.images.to(device)
+    def _losses(self, part_number: int, batch: Batch) -> dict[str, Tensor]:
+        config = self._config
+        images = batch.images.to(self._training.device)
         kind = "none" if batch.augmented else self._settings.augment
         numbers = [derive(config.seed, "pretrain augment", self.step, *key) >> 2 for key in batch.keys]
         shown = normalise(augment_each(images, kind, numbers), config.data.mean, config.data.std)
-        with self.watch.teaching():
-            seen, read = self._taught(images, batch)
-        losses: dict[str, Tensor] = self._training.module(
-            shown, seen, Tokens(tokens.ids.to(device), tokens.labels.to(device)), alpha, whole, read
-        )
+        beside = self._lesson.beside(part_number, batch, images, self.watch)
+        losses: dict[str, Tensor] = self._training.module(shown, *beside)
         return losses
 
-    def _taught(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The teacher's embeddings of the images and, where the contrastive loss asks for them, of the descriptions."""
-        contrastive = self._settings.contrastive_weight > 0
-        if self._clip is None:
-            assert batch.seen is not None and batch.read is not None, "the stream gives what the store holds"
-            return batch.seen.to(images.device), batch.read.to(images.device) if contrastive else None
-        # Cloned, because the teacher gives inference tensors, of which autograd may save none.
-        read = self._clip.encode_texts(batch.descriptions).clone() if contrastive else None
-        return self._clip.encode_images(images).clone(), read
-
-    def _whole(self, tokens: list[Tokens]) -> Whole:
-        """What the step holds over all ranks."""
-        answers = sum(int((text.labels != IGNORED).sum()) for text in tokens)
-        return Whole(self._settings.batch_size, int(self._summed(torch.tensor([answers]))[0]))
+    def _counted(self, count: int) -> int:
+        return int(self._summed(torch.tensor([count]))[0])
 
     def _summed(self, values: Tensor) -> list[float]:
         """The sums over all ranks."""
@@ -201,13 +173,6 @@ class Trainer:
             rows = [row for row in files.read_jsonl(self._folder / "metrics.jsonl") if row["step"] <= step]
             files.write_jsonl(self._folder / "metrics.jsonl", rows)
         return step
-
-
-def _encoder(config: Config, language: LanguageSide) -> TextEncoder:
-    """What writes prompts in the language model's chat form. Raises UserError for a question that fills the room."""
-    encoder = TextEncoder(language.tokenizer, language.chat_form, config.pretrain.max_text_tokens)
-    encoder.check(turns[0] for kind in config.caption.kinds for turns in of_kind(config.caption.prompts, kind))
-    return encoder
 
 
 def _parameter_groups(task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from fedscale import checkpoints, files
 from fedscale.config.schema import AlphaConfig, Config, LoraConfig, ModelConfig, PretrainConfig, ProbeConfig
+from fedscale.data.augment import normalise
 from fedscale.data.images import encode_png
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.shards import Sample, write_shard
@@ -23,8 +24,8 @@ from fedscale.models import initial_model, language
 from fedscale.runs import RunFolder
 from fedscale.server import caption
 from fedscale.server.pretrain import data as pretrain_data
+from fedscale.server.pretrain import lessons
 from fedscale.server.pretrain import stage as pretrain
-from fedscale.server.pretrain import trainer
 from fedscale.server.pretrain.data import PairStream
 from fedscale.session import Session
 
@@ -104,7 +105,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 @pytest.fixture(autouse=True)
 def teachers(monkeypatch) -> None:
-    monkeypatch.setattr(trainer, "load_clip", lambda config, device: FakeClip())
+    monkeypatch.setattr(lessons, "load_clip", lambda config, device: FakeClip())
     monkeypatch.setattr(language, "load_mllm", lambda config, device: FakeMllm())
 
 
@@ -371,3 +372,49 @@ def test_a_stop_during_the_probe_keeps_the_export(manifest, tmp_path):
         pretrain.run(config, run, Session(stop=StopAfter(13)))  # twelve steps, then the probe
     assert export(run)
     assert pretrain.run(config, run, Session())["probe"]
+
+
+def test_the_keyword_control_trains_f_as_a_classifier_on_the_same_images_for_the_same_steps(manifest, tmp_path):
+    config, run = captioned(manifest, tmp_path / "run", objective="keyword", augment="none", epochs=4)
+    summary = pretrain.run(config, run, Session())
+    assert (summary["steps"], summary["images"], summary["skipped"]) == (24, 36, 0)
+    student = initial_model(config, 3)
+    batch = next(PairStream(config, manifest, run, WORDS).batches(0, 6))[0]
+    assert batch.labels.tolist() == [int(image.float().mean((0, 1)).argmax()) for image in batch.images]
+    shown = normalise(batch.images, config.data.mean, config.data.std)
+    rows = files.read_jsonl(run.stage("pretrain") / "metrics.jsonl")
+    expected = F.cross_entropy(student.train()(shown), batch.labels).item()
+    assert rows[0]["loss"] == pytest.approx(expected, rel=1e-5) and rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert not {"alpha", "lm", "feature"} & rows[0].keys()
+    found = export(run)
+    assert found.keys() == student.state_dict().keys()
+    assert not torch.equal(found["classifier.weight"], student.state_dict()["classifier.weight"])
+    config, beside = captioned(manifest, tmp_path / "beside", augment="none", epochs=4)
+    stream = PairStream(config, manifest, beside)
+    assert next(stream.batches(0, 6))[0].keys == batch.keys, "the images of each step are those of the method"
+
+
+def test_the_keyword_loss_is_a_mean_over_the_step_however_it_is_cut(manifest, tmp_path):
+    exports = []
+    for accumulation in (1, 3):
+        config, run = captioned(
+            manifest, tmp_path / f"cut{accumulation}", objective="keyword", accumulation=accumulation, epochs=1
+        )
+        model = dataclasses.replace(config.model, norm="group")  # whose images do not touch one another
+        pretrain.run(dataclasses.replace(config, model=model), run, Session())
+        exports.append(export(run))
+    for name, tensor in exports[0].items():
+        assert torch.allclose(tensor, exports[1][name], atol=1e-4), name
+
+
+def test_images_whose_keyword_is_no_class_are_left_out_and_counted(manifest, tmp_path):
+    config, run = captioned(manifest, tmp_path / "run", objective="keyword")
+    dataclasses.replace(manifest, class_names=("red", "Green", "violet")).save()
+    session = Session()
+    summary = pretrain.run(config, run, session)
+    assert (summary["images"], summary["skipped"]) == (24, 12)
+    assert summary["steps"] == 12, "as many as with all images"
+    assert "pretrain: 12 captioned images are left out (12 without a class as keyword)" in session.reporter.lines
+    dataclasses.replace(manifest, class_names=("cat", "dog", "cow")).save()
+    with pytest.raises(UserError, match=r"none of 36 captioned images has a class as its keyword \(cat, dog, cow, …"):
+        pretrain.run(config, RunFolder(tmp_path / "run"), Session())

@@ -19,8 +19,8 @@ from fedscale.config.schema import (
 from fedscale.house import PACKAGE
 from fedscale.runs import RunFolder
 from fedscale.server import caption
+from fedscale.server.pretrain import lessons
 from fedscale.server.pretrain import stage as pretrain
-from fedscale.server.pretrain import trainer
 from fedscale.session import Session
 from tests.server.caption.support import Captioned, make_pool, sample
 
@@ -54,7 +54,7 @@ def test_stored_and_live_teachers_give_the_same_training(tmp_path, monkeypatch):
         caption.run(config, run, Session())
         with monkeypatch.context() as patch:
             if teacher == "stored":
-                patch.setattr(trainer, "load_clip", lambda *_: pytest.fail("the stored teacher is not loaded"))
+                patch.setattr(lessons, "load_clip", lambda *_: pytest.fail("the stored teacher is not loaded"))
             pretrain.run(config, run, Session())
     live, stored = (files.read_jsonl(run.stage("pretrain") / "metrics.jsonl") for run in runs.values())
     assert len(live) == len(stored) == 8
