@@ -127,6 +127,18 @@ class RestrictedOptions:
 
 
 @dataclass(frozen=True)
+class MoonOptions:
+    """MOON."""
+
+    mu: float = 1.0  # weight of the contrastive term [C]; its example on CIFAR-10 has 5
+    temperature: float = 0.5  # τ [P]
+
+    def __post_init__(self) -> None:
+        require(self.mu >= 0, f"{PATH}.mu", self.mu, "0 or more")
+        require(self.temperature > 0, f"{PATH}.temperature", self.temperature, "above 0")
+
+
+@dataclass(frozen=True)
 class CreffOptions:
     """CReFF."""
 

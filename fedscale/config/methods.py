@@ -29,6 +29,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "feddyn": (f"{HERE}.feddyn:FedDyn", options.DynOptions),
     "fednova": (f"{HERE}.fednova:FedNova", options.NoOptions),
     "fedrs": (f"{HERE}.fedrs:FedRS", options.RestrictedOptions),
+    "moon": (f"{HERE}.moon:Moon", options.MoonOptions),
     "creff": (f"{HERE}.creff:CReFF", options.CreffOptions),
     "clip2fl": (f"{HERE}.clip2fl:CLIP2FL", options.Clip2flOptions),
 }

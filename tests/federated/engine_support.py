@@ -14,7 +14,7 @@ from fedscale.distributed.mesh import Mesh
 from fedscale.federated.data import RoundData
 from fedscale.federated.engine import Engine
 from fedscale.federated.setup import build_engine
-from fedscale.models.resnet import ResNet8
+from fedscale.models.resnet import Classifier, ResNet8
 
 SIZES = (13, 9, 7, 6, 6, 5, 3, 1)
 
@@ -30,6 +30,19 @@ def group_norm_net() -> nn.Module:
         nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(1), nn.Linear(32, 3),
     )  # fmt: skip
+
+
+class Small(Classifier):
+    """A convolution, batch norm, and 16 features: what a method's rounds need, and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4)
+        self.feature_dim, self.classifier = 16, nn.Linear(16, 3)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.pool(torch.relu(self.norm(self.conv(images)))).flatten(1)
 
 
 class Softened(nn.Module):
@@ -50,6 +63,7 @@ def dropout_net() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet8": lambda: ResNet8(3, 4),
+    "small": Small,
     "group_norm": group_norm_net,
     "dropout": dropout_net,
     "softened": Softened,
@@ -65,7 +79,7 @@ def make_engine(
     resident: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """An engine on 50 random images of 12 × 12; the same on every rank."""
+    """An engine on 50 random images of 12 × 12, of which a CLIP has random views; the same on every rank."""
     torch.manual_seed(0)
     net = MODELS[model]()
     net = net.double() if double else net
@@ -76,7 +90,10 @@ def make_engine(
     clients = np.split(order, np.cumsum(SIZES)[:-1])
     augment = config.federate.augment
     data = RoundData(images, labels, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, augment, resident)
-    return build_engine(config, net, data, clients, mesh or Mesh(), folder, say)
+    data.add_side("clip", torch.from_numpy(generator.normal(0, 5, (50, 3)).astype(np.float32)))
+    texts = torch.from_numpy(generator.normal(size=(3, 16)))  # as wide as the features of resnet8
+    teacher = {"clip": texts / texts.norm(dim=1, keepdim=True)}
+    return build_engine(config, net, data, clients, mesh or Mesh(), folder, say, teacher=teacher)
 
 
 def trained(engine: Engine, rounds: Sequence[int] = (1, 2, 3)) -> torch.Tensor:

@@ -33,6 +33,7 @@ class Step:
     logits: Tensor  # [B, C]
     features: Tensor  # [B, D]
     counts: Tensor  # the client's samples of each class, float64 [C]
+    rows: Tensor  # int64 [B], of the store
 
 
 def engine_of(way: str, folder: Path, pool: Pool | None = None, **federate: Any) -> Engine:
@@ -41,7 +42,7 @@ def engine_of(way: str, folder: Path, pool: Pool | None = None, **federate: Any)
     chosen = {"backend": "loop" if name == "vmap" else name, "augment": "none"}
     if name == "batched":
         chosen["lanes"] = int(lanes)
-    engine = make_engine(settings(**{**chosen, **federate}), folder=folder / way)
+    engine = make_engine(settings(**{**chosen, **federate}), "small", folder=folder / way)
     engine.pool = pool
     if name == "vmap":
         form = checked(VmapForm(engine.host.model), engine.host.model, engine.data.image_shape)
@@ -54,10 +55,10 @@ def engine_of(way: str, folder: Path, pool: Pool | None = None, **federate: Any)
     return engine
 
 
-def engines(folder: Path, **federate: Any) -> Iterator[Engine]:
+def engines(folder: Path, pool: Pool | None = None, **federate: Any) -> Iterator[Engine]:
     """Engines of all backends and forms with the same settings, which name a method and its options."""
     for way in WAYS:
-        yield engine_of(way, folder, **federate)
+        yield engine_of(way, folder, pool, **federate)
 
 
 def models_after(engine: Engine, number: int = 1) -> dict[int, dict[str, Tensor]]:
@@ -92,7 +93,7 @@ def plainly(engine: Engine, client: int, objective: Callable[[Step], Tensor], nu
         images, labels = engine.data.normalised(engine.data._host[batch]).double(), engine.data._labels[batch]
         features = model.features(images)
         optimizer.zero_grad()
-        step = Step(model, images, labels, model.classifier(features), features, counts_of(engine, client))
+        step = Step(model, images, labels, model.classifier(features), features, counts_of(engine, client), batch)
         objective(step).backward()
         optimizer.step()
     return model
@@ -111,9 +112,11 @@ def set_global(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
     engine.server.vector = vector
 
 
-def assert_models_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float = 1e-9) -> None:
+def assert_models_equal(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | nn.Module, tolerance: float = 1e-9
+) -> None:
     """Parameters and statistics, relative where they are large."""
-    for name, tensor in wanted.items():
+    for name, tensor in (state_of(wanted) if isinstance(wanted, nn.Module) else wanted).items():
         difference = ((found[name] - tensor).abs() / tensor.abs().clamp(min=1)).max()
         assert difference <= tolerance, f"{name}: {difference}"  # a NaN is a difference
 
@@ -138,7 +141,11 @@ def assert_every_backend_trains(
 
 
 def assert_rounds_are(
-    folder: Path, reference: Callable[[Engine, int], Mapping[str, Tensor]], rounds: int = 3, **federate: Any
+    folder: Path,
+    reference: Callable[[Engine, int], Mapping[str, Tensor]],
+    rounds: int = 3,
+    pool: Pool | None = None,
+    **federate: Any,
 ) -> None:
     """The global model of every backend and form, after each round, is what `reference(engine, number)` says.
 
@@ -148,7 +155,7 @@ def assert_rounds_are(
     for number in range(1, rounds + 1):
         wanted.append(dict(reference(plain, number)))
         set_global(plain, wanted[-1])
-    for engine in engines(folder, **federate):
+    for engine in engines(folder, pool, **federate):
         for number in range(1, rounds + 1):
             assert engine.round(number) is not None
             assert_models_equal(engine.layout.views(engine.server.vector), wanted[number - 1])
