@@ -139,6 +139,24 @@ class MoonOptions:
 
 
 @dataclass(frozen=True)
+class RatioOptions:
+    """Ratio Loss."""
+
+    images_per_class: int = 63  # of the open pool, by keyword, kept by the server [C]
+    alpha: float = 1.0  # weights α + β·R of the loss [C]
+    beta: float = 0.1  # [C]
+    threshold: float = 0.8  # a weight is its class's own where no other class moves it by more than this share [C]
+    cap: float = 5000.0  # R at most [C]; with the default β a sample then weighs 501, too much for a high federate.lr
+
+    def __post_init__(self) -> None:
+        require(self.images_per_class >= 1, f"{PATH}.images_per_class", self.images_per_class, "1 or more")
+        for name in ("alpha", "beta"):
+            require(getattr(self, name) >= 0, f"{PATH}.{name}", getattr(self, name), "0 or more")
+        require(0 < self.threshold < 1, f"{PATH}.threshold", self.threshold, "a share above 0 and below 1")
+        require(self.cap > 0, f"{PATH}.cap", self.cap, "above 0")
+
+
+@dataclass(frozen=True)
 class CreffOptions:
     """CReFF."""
 

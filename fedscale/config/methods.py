@@ -30,6 +30,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "fednova": (f"{HERE}.fednova:FedNova", options.NoOptions),
     "fedrs": (f"{HERE}.fedrs:FedRS", options.RestrictedOptions),
     "moon": (f"{HERE}.moon:Moon", options.MoonOptions),
+    "ratio_loss": (f"{HERE}.ratio_loss:RatioLoss", options.RatioOptions),
     "creff": (f"{HERE}.creff:CReFF", options.CreffOptions),
     "clip2fl": (f"{HERE}.clip2fl:CLIP2FL", options.Clip2flOptions),
 }

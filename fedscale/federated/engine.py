@@ -228,7 +228,9 @@ class Engine:
         vectors = {name: layout.views(server.whole(name)) for name in self.method.inspects}
         if mesh.is_main:
             self.host.load(server.vector)
-            with torch.enable_grad():
+            seed, device = derive(self.config.seed, "server work", number), server.vector.device
+            with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)  # what dropout draws from
                 work(
                     ServerWork(
                         self.host.model,
@@ -237,7 +239,7 @@ class Engine:
                         vectors,
                         num_clients,
                         number,
-                        derive(self.config.seed, "server work", number),
+                        seed,
                         self.pool.images if self.pool else None,
                         self.pool.labels if self.pool else None,
                         self.teacher,
