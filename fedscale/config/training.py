@@ -211,7 +211,7 @@ class AlignConfig:
     batch_size: int = 64
     lr: float = 0.01
     momentum: float = 0.9
-    beta: float = 1.0  # [C: CLIP2FL]
+    beta: float = 1.0  # [C: CLIP2FL]; 0 with labels=keyword is the control row without KL, and asks no teacher
     temperature: float = 3.0  # of p and q in the KL term [C: CLIP2FL]
     logit_scale: float = 100.0  # q = softmax(logit_scale · cosine) of the `clip` teacher [D]
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
@@ -222,6 +222,11 @@ class AlignConfig:
     def between_rounds(self) -> bool:
         """Whether the global model is aligned also while it is federated."""
         return self.enabled and self.every > 0
+
+    @property
+    def taught(self) -> bool:
+        """Whether the loss or the labels need the teacher."""
+        return self.beta > 0 or self.labels == "teacher"
 
     def __post_init__(self) -> None:
         for name in ("images_per_class", "epochs", "batch_size"):

@@ -51,7 +51,9 @@ def cached_at(config: Config, pool: Pool, manifest: Manifest) -> Path:
     """Where the set of this config lies, drawn or not."""
     whole = to_dict(config)
     settings = config.align
-    names = ["teacher", "labels", "images_per_class", *(["logit_scale"] if settings.teacher == "clip" else [])]
+    names = ["labels", "images_per_class"]
+    if settings.taught:
+        names += ["teacher", *(["logit_scale"] if settings.teacher == "clip" else [])]
     inputs = {
         "layout": LAYOUT,
         "seed": config.seed,
@@ -59,7 +61,7 @@ def cached_at(config: Config, pool: Pool, manifest: Manifest) -> Path:
         "image_size": config.data.image_size,
         "pool": pool.identity(),
         "align": {name: whole["align"][name] for name in names},
-        "teacher": whole["teachers"][settings.teacher],
+        "teacher": whole["teachers"][settings.teacher] if settings.taught else None,
     }
     return Path(config.out) / config.name / "shared" / f"alignment-{files.fingerprint(inputs)}.safetensors"
 

@@ -44,6 +44,7 @@ class Origin:
 class AlignmentSet:
     """The images uint8 [N, H, W, 3], their labels y int64 [N] and the teacher's logits [N, C] on them, not augmented.
 
+    Where nothing needs the teacher it was not asked, and its logits are [N, 0].
     `scanned` counts the captioned images that were looked at, `unreadable` those of them that cannot be decoded.
     """
 
@@ -55,8 +56,15 @@ class AlignmentSet:
     unreadable: int
 
     @property
+    def taught(self) -> bool:
+        """Whether the teacher was asked."""
+        return self.teacher_logits.shape[1] > 0
+
+    @property
     def agreement(self) -> float | None:
         """Share of the images whose keyword names a class where the teacher's label is that class."""
+        if not self.taught:
+            return None
         said = self.teacher_logits.argmax(1).tolist()
         pairs = [(o.keyword, label) for o, label in zip(self.origins, said, strict=True) if o.keyword is not None]
         return sum(keyword == label for keyword, label in pairs) / len(pairs) if pairs else None
@@ -67,16 +75,18 @@ class AlignmentSet:
 
     def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
         """What `alignment_set.json` holds: where each image lies, its y, its keyword's class, the teacher's label."""
-        said = self.teacher_logits.argmax(1).tolist()
+        said = [class_names[label] for label in self.teacher_logits.argmax(1).tolist()] if self.taught else None
         rows = [
             {
                 "shard": origin.shard,
                 "key": origin.key,
                 "label": class_names[label],
                 "keyword": None if origin.keyword is None else class_names[origin.keyword],
-                "teacher": class_names[teacher],
+                "teacher": teacher,
             }
-            for origin, label, teacher in zip(self.origins, self.labels.tolist(), said, strict=True)
+            for origin, label, teacher in zip(
+                self.origins, self.labels.tolist(), said or [None] * len(self.origins), strict=True
+            )
         ]
         return {
             "agreement": self.agreement,

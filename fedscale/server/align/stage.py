@@ -126,7 +126,8 @@ def federated_model(config: Config, manifest: Manifest, path: Path) -> nn.Module
         model.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError):
         wanted = (
-            f"model.name={config.model.name}, model.width={config.model.width}, {len(manifest.class_names)} classes"
+            f"model.name={config.model.name}, model.width={config.model.width}, "
+            f"model.projection={config.model.projection}, {len(manifest.class_names)} classes"
         )
         raise UserError(f"{path}: not the weights of {wanted}; run `fedscale federate` with the same config") from None
     return model
@@ -135,9 +136,14 @@ def federated_model(config: Config, manifest: Manifest, path: Path) -> nn.Module
 def _record(data: AlignmentSet, manifest: Manifest, config: Config, folder: Path, session: Session) -> None:
     """Write the set's table and the teacher's logits, and say what a reader should know of them."""
     per_class = config.align.images_per_class
-    with files.published(folder / "teacher.safetensors") as temporary:
-        save_file({"logits": data.teacher_logits.contiguous()}, temporary)
-    facts = {"teacher": config.align.teacher, "labels": config.align.labels, "images_per_class": per_class}
+    if data.taught:
+        with files.published(folder / "teacher.safetensors") as temporary:
+            save_file({"logits": data.teacher_logits.contiguous()}, temporary)
+    facts = {
+        "teacher": config.align.teacher if data.taught else None,
+        "labels": config.align.labels,
+        "images_per_class": per_class,
+    }
     files.write_json(folder / "alignment_set.json", {**facts, **data.to_dict(manifest.class_names)})
     counts = data.counts(len(manifest.class_names))
     short = [f"{name} {n}" for name, n in zip(manifest.class_names, counts, strict=True) if n < per_class]

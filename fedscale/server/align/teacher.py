@@ -12,7 +12,12 @@ from fedscale.server.align.draw import Teacher
 
 
 def load_teacher(config: Config, class_names: Sequence[str], device: torch.device) -> Teacher:
-    """The teacher that `align.teacher` names. Raises UserError without its weights, or where its prompt has no `{}`."""
+    """The teacher that `align.teacher` names; where neither loss nor labels need one, one that says nothing.
+
+    Raises UserError without its weights, or where its prompt has no `{}`.
+    """
+    if not config.align.taught:
+        return lambda images: torch.empty(len(images), 0)
     return _clip(config, class_names, device) if config.align.teacher == "clip" else _mllm(config, class_names, device)
 
 

@@ -149,7 +149,8 @@ def _one_step(
     labels = torch.from_numpy(data.labels)[own].to(mesh.device)
     shown = normalise(images.to(mesh.device), config.data.mean, config.data.std)
     logits = trained.module(shown)
-    teacher_logits = data.teacher_logits[own].to(mesh.device)
+    # Without a teacher, KL of the model with itself: 0, whatever its weight.
+    teacher_logits = data.teacher_logits[own].to(mesh.device) if data.taught else logits.detach()
     loss = alignment_loss(logits, teacher_logits, labels, settings.beta, settings.temperature)
     trained.backward(loss.total * (len(own) / len(batch)))  # this rank's addend of the mean over the batch
     trained.step(lr)

@@ -187,3 +187,23 @@ def test_a_pool_without_captions_names_the_stage_to_run(world: World, teacher: N
         path.unlink()
     with pytest.raises(UserError, match=r"not captioned.*; run `fedscale caption`"):
         align.run(world.config, world.run, Session())
+
+
+def test_without_kl_and_with_the_keywords_labels_no_teacher_is_asked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control row: plain cross-entropy, the same as with a teacher whose KL has no weight."""
+    world = dataclasses.replace(world, config=world.with_align(labels="keyword", beta=0.0))
+    summary = align.run(world.config, world.run, Session())
+    untaught = load_file(world.run.stage("align") / "model.safetensors")
+    rows = files.read_jsonl(world.run.stage("align") / "metrics.jsonl")
+    assert all(row["kl"] == 0 and row["loss"] == row["ce"] > 0 for row in rows)
+    assert summary["agreement"] is None and summary["all"] > summary["before"]["all"]
+    recorded = files.read_json(world.run.stage("align") / "alignment_set.json")
+    assert recorded["teacher"] is None and {image["teacher"] for image in recorded["images"]} == {None}
+    assert not (world.run.stage("align") / "teacher.safetensors").exists()
+    data = world.drawn()
+    monkeypatch.setattr(align, "alignment_set", lambda *_: data)
+    align.run(world.config, world.run, Session())
+    for name, tensor in load_file(world.run.stage("align") / "model.safetensors").items():
+        assert torch.allclose(tensor, untaught[name], atol=1e-5), name
