@@ -173,3 +173,20 @@ class CreffOptions:
         require(self.match_steps >= 0, f"{PATH}.match_steps", self.match_steps, "0 or more")
         for name in ("match_lr", "head_lr"):
             require(getattr(self, name) > 0, f"{PATH}.{name}", getattr(self, name), "above 0")
+
+
+@dataclass(frozen=True)
+class Clip2flOptions(CreffOptions):
+    """CLIP2FL: CReFF's and its own."""
+
+    alpha: float = 1.0  # weight of the clients' distillation [C; 2 until May 2024]
+    temperature: float = 3.0  # of both distributions in it [C]
+    prototype_weight: float = 0.001  # of the features' contrast to CLIP's texts [C; 0.5 until April 2024]
+    prototype_temperature: float = 0.1  # [C]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha", "prototype_weight"):
+            require(getattr(self, name) >= 0, f"{PATH}.{name}", getattr(self, name), "0 or more")
+        for name in ("temperature", "prototype_temperature"):
+            require(getattr(self, name) > 0, f"{PATH}.{name}", getattr(self, name), "above 0")

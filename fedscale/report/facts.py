@@ -39,9 +39,11 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _model(config: dict[str, Any]) -> str:
-    """The model's name, with its width where the model has one: ResNet-8 alone."""
+    """The model's name, with its width where the model has one (ResNet-8 alone) and that of its projection."""
     name, width = setting(config, "model.name"), setting(config, "model.width")
-    return f"{name}, width {width}" if name == "resnet8" else str(name)
+    projection = setting(config, "model.projection")
+    described = f"{name}, width {width}" if name == "resnet8" else str(name)
+    return f"{described}, features projected to {projection}" if projection else described
 
 
 def notes(collection: Collection, shown_by_class: Sequence[Run]) -> list[str]:
