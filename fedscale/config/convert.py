@@ -55,9 +55,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         return _convert_tuple(arguments, value, path)
     if origin is dict:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict | None):
             raise UserError(f"{path}={value}: expected keys and values")
-        return value
+        return value or {}
     return _convert_scalar(hint, value, path)
 
 

@@ -109,7 +109,8 @@ class Sweep:
 
     def _candidate(self, method: str, values: Point) -> Config:
         tune = self.config.tune
-        fixed = {"federate.rounds": tune.rounds, "eval.split": "validation"}
+        rounds = min(tune.rounds, self.methods[method].federate.rounds)  # which may be 0
+        fixed = {"federate.rounds": rounds, "eval.split": "validation"}
         found = self._laid(method, self._tuned_at | values | fixed, f"tune: {method}")
         names = _short_names([*values])
         label = "-".join([method, *(f"{names[key]}{_written(value)}" for key, value in values.items())])
@@ -158,7 +159,8 @@ def _overlay_of(name: str, methods: Any, base: Config) -> dict[str, Any]:
     for part in given if isinstance(given, list) else [given]:
         if isinstance(part, str):
             tree = merged_tree([part])[1]
-            tree.pop("name")  # the file's, which names no run here
+            for key in ("name", "variant", "variants"):  # the file's own, which name no run here
+                tree.pop(key, None)
             trees.append(tree)
         elif part is None or isinstance(part, dict):
             trees.append(part or {})
