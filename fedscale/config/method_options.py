@@ -190,3 +190,21 @@ class Clip2flOptions(CreffOptions):
             require(getattr(self, name) >= 0, f"{PATH}.{name}", getattr(self, name), "0 or more")
         for name in ("temperature", "prototype_temperature"):
             require(getattr(self, name) > 0, f"{PATH}.{name}", getattr(self, name), "above 0")
+
+
+@dataclass(frozen=True)
+class CcvrOptions:
+    """CCVR. Its authors published no code; the constants are those of an independent one (smduan/Fed-CCVR)."""
+
+    features: int = 2000  # virtual ones of each class
+    covariance: Literal["full", "diagonal"] = "full"  # full [P]; the other for many classes of wide features [D]
+    epochs: int = 10  # of the classifier's training on them
+    batch_size: int = 64
+    lr: float = 1e-3
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("features", "epochs", "batch_size"):
+            require(getattr(self, name) >= 1, f"{PATH}.{name}", getattr(self, name), "1 or more")
+        require(self.lr > 0, f"{PATH}.lr", self.lr, "above 0")
+        require(0 <= self.momentum < 1, f"{PATH}.momentum", self.momentum, "a value from 0 to below 1")

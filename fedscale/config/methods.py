@@ -33,6 +33,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "ratio_loss": (f"{HERE}.ratio_loss:RatioLoss", options.RatioOptions),
     "creff": (f"{HERE}.creff:CReFF", options.CreffOptions),
     "clip2fl": (f"{HERE}.clip2fl:CLIP2FL", options.Clip2flOptions),
+    "ccvr": (f"{HERE}.ccvr:CCVR", options.CcvrOptions),
 }
 WITH_CLIP = frozenset({"clip2fl"})  # built-in methods whose clients need CLIP's view of their images
 

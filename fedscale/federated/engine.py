@@ -201,16 +201,17 @@ class Engine:
         held = by_steps(range(len(self.clients)), [len(rows) for rows in self.clients])
         groups = groups_of([client for client in held if len(self.clients[client])], SURVEYED)
         vector, start = self.server.vector, self.start()
-        sums = zeros(self.method.surveys, vector.double())
+        like = vector[:1].double()
+        sums = zeros(self.method.surveys, like)
         # In exact mode every group's part is kept apart, so that the order of adding up is the groups' own.
-        parts = zeros(self.method.surveys, vector.double(), len(groups) if self.config.federate.aggregate.exact else 1)
+        parts = zeros(self.method.surveys, like, len(groups) if self.config.federate.aggregate.exact else 1)
         for turn in range(self.mesh.client_index, len(groups), self.mesh.clients):
             plan = self.plan(0, groups[turn])
-            told = zeros(self.method.surveys, vector, plan.lanes)
+            told = zeros(self.method.surveys, like, plan.lanes)
             staged, classes = self.data.stage(plan), self.method.problem.num_classes
             self.method.survey(Surveyed(plan, self.data, staged, start.model, classes, self.server.shared, told))
             for name, part in parts.items():
-                part[turn if len(part) == len(groups) else 0] += told[name].double().sum(0)
+                part[turn if len(part) == len(groups) else 0] += told[name].sum(0)
         for name, part in parts.items():
             sums[name] = self.mesh.sum_over_clients(part).sum(0)
         return sums
