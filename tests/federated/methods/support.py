@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedscale.distributed.mesh import Mesh
 from fedscale.federated.backends import BatchedBackend, LaneTrainer
 from fedscale.federated.checkpoint import newest_round, restore, save_round
 from fedscale.federated.cohort import by_steps
@@ -55,10 +56,24 @@ def engine_of(way: str, folder: Path, pool: Pool | None = None, **federate: Any)
     return engine
 
 
+def engine_on(mesh: Mesh | None, folder: Path, pool: Pool | None = None, **federate: Any) -> Engine:
+    """An engine on some ranks, that has asked what its method asks all clients before round 1."""
+    engine = make_engine(settings(**federate), "small", mesh, folder)
+    engine.pool = pool
+    engine.survey("start", 0)
+    return engine
+
+
 def engines(folder: Path, pool: Pool | None = None, **federate: Any) -> Iterator[Engine]:
     """Engines of all backends and forms with the same settings, which name a method and its options."""
     for way in WAYS:
         yield engine_of(way, folder, pool, **federate)
+
+
+def pool_of() -> Pool:
+    """Four images of each class, and two of none."""
+    images = torch.randn(14, 3, 12, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return Pool(images, torch.tensor([0, 1, 2, -1, 2, 1, 0, 0, 1, 2, -1, 2, 1, 0]))
 
 
 def models_after(engine: Engine, number: int = 1) -> dict[int, dict[str, Tensor]]:

@@ -14,7 +14,6 @@ from fedscale.errors import UserError
 from fedscale.federated.engine import Engine
 from fedscale.federated.methods import Batch, Problem, method_class
 from fedscale.federated.methods.ratio_loss import ratios
-from fedscale.federated.pool import Pool
 from tests.federated.engine_support import SIZES
 from tests.federated.methods.support import (
     CLASSES,
@@ -23,17 +22,12 @@ from tests.federated.methods.support import (
     assert_rounds_are,
     global_model,
     plainly,
+    pool_of,
     set_global,
     state_of,
 )
 
 OPTIONS = {"beta": 0.5, "cap": 3.0, "threshold": 0.9}
-
-
-def pool_of() -> Pool:
-    """Four images of each class, and two of none."""
-    images = torch.randn(14, 3, 12, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return Pool(images, torch.tensor([0, 1, 2, -1, 2, 1, 0, 0, 1, 2, -1, 2, 1, 0]))
 
 
 def plain_ratios(changes: np.ndarray, threshold: float) -> list[float]:
