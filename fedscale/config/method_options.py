@@ -208,3 +208,22 @@ class CcvrOptions:
             require(getattr(self, name) >= 1, f"{PATH}.{name}", getattr(self, name), "1 or more")
         require(self.lr > 0, f"{PATH}.lr", self.lr, "above 0")
         require(0 <= self.momentum < 1, f"{PATH}.momentum", self.momentum, "a value from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class DistillationOptions:
+    """FedDF."""
+
+    pool_images: int = 2000  # of the open pool, that the server distils on, at most [D]
+    steps: int = 500  # a round; the official code takes up to 10,000 and stops early by a labelled validation set [D]
+    batch_size: int = 64  # [C]
+    lr: float = 1e-3  # of Adam, cosine decay to 0 [C]
+    temperature: float = 1.0  # [C]
+    clip_norm: float = 5.0  # of a step's gradient; 0 = no clipping [C]
+
+    def __post_init__(self) -> None:
+        for name in ("pool_images", "steps", "batch_size"):
+            require(getattr(self, name) >= 1, f"{PATH}.{name}", getattr(self, name), "1 or more")
+        for name in ("lr", "temperature"):
+            require(getattr(self, name) > 0, f"{PATH}.{name}", getattr(self, name), "above 0")
+        require(self.clip_norm >= 0, f"{PATH}.clip_norm", self.clip_norm, "0 (no clipping) or more")

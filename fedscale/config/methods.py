@@ -34,6 +34,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "creff": (f"{HERE}.creff:CReFF", options.CreffOptions),
     "clip2fl": (f"{HERE}.clip2fl:CLIP2FL", options.Clip2flOptions),
     "ccvr": (f"{HERE}.ccvr:CCVR", options.CcvrOptions),
+    "feddf": (f"{HERE}.feddf:FedDF", options.DistillationOptions),
 }
 WITH_CLIP = frozenset({"clip2fl"})  # built-in methods whose clients need CLIP's view of their images
 
