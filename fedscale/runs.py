@@ -158,10 +158,14 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
         }
     if stage == "federate":
         federate = {k: v for k, v in whole["federate"].items() if k not in FEDERATE_ELSEWHERE}
+        if not config.federate.rounds:  # how clients train is without effect
+            federate = {name: federate[name] for name in ("method", "options", "rounds")}
         initial = stage_inputs(config, "pretrain") if config.pretrain.enabled else None
         evaluation = {k: v for k, v in whole["eval"].items() if k != "batch_size"}
         partition = whole["data"]["partition"]
         inputs = {**common, "partition": partition, "federate": federate, "eval": evaluation, "pretrain": initial}
+        if config.data.partition.pool_client:
+            inputs["pool_images"] = config.caption.max_images
         if needs_clip(config.federate.method):
             inputs |= {"clip": whole["teachers"]["clip"], "offline": whole["teachers"]["offline"]}
         if config.align.between_rounds:

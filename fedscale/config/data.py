@@ -87,6 +87,7 @@ class PartitionConfig:
     min_samples: int = 1  # that each client must hold
     tries: int = 100  # draws before the partition is repaired instead
     file: str | None = None  # read the partition from this exported file instead of drawing it
+    pool_client: bool = False  # control row: the open pool, labelled by keywords, is one more client, drawn alike [D]
 
     def __post_init__(self) -> None:
         require(self.clients >= 1, "partition.clients", self.clients, "1 or more")

@@ -162,7 +162,7 @@ class FederateConfig:
 
     method: str = "fedavg"  # a built-in one (`fedscale methods`), an installed one, or package.module:Name
     options: dict[str, Any] = field(default_factory=dict)  # of the method
-    rounds: int = 200
+    rounds: int = 200  # 0: the starting model is evaluated and handed on as it is
     clients_per_round: int = 8
     local_epochs: int = 10
     batch_size: int = 32
@@ -183,7 +183,8 @@ class FederateConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", resolved_options(self.method, self.options))
-        for name in ("rounds", "clients_per_round", "local_epochs", "batch_size", "shard", "checkpoint_every"):
+        require(self.rounds >= 0, "federate.rounds", self.rounds, "0 or more")
+        for name in ("clients_per_round", "local_epochs", "batch_size", "shard", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"federate.{name}", getattr(self, name), "1 or more")
         for name in ("lr", "timeout"):
             require(getattr(self, name) > 0, f"federate.{name}", getattr(self, name), "above 0")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedscale.config.schema import Config
 from fedscale.data.build import ensure_shards
 from fedscale.data.manifest import Manifest
-from fedscale.data.open_pool import open_pool
 from fedscale.data.partition import Partition, make_partition
 from fedscale.data.store import ClientStore, open_store
 from fedscale.distributed.mesh import Mesh
@@ -19,6 +19,7 @@ from fedscale.distributed.waiting import by_main
 from fedscale.federated.data import RoundData
 from fedscale.federated.methods import Problem, method_class
 from fedscale.federated.pool import Pool, keyword_labels, pool_rows
+from fedscale.federated.pool_client import open_pool_images, with_pool_client
 from fedscale.federated.teacher import clip_view
 from fedscale.progress import Reporter
 from fedscale.session import Session
@@ -29,9 +30,10 @@ class Inputs:
     """The data of a run, the same on every rank."""
 
     manifest: Manifest
-    train: ClientStore
+    train: ClientStore  # with the pool's images behind the clients' where the pool is a client
     judged: ClientStore  # of the split that models are evaluated on
     partition: Partition
+    class_counts: list[int]  # of the clients' own images: what many, medium and few are told by
 
     def for_method(
         self, config: Config, data: RoundData, mesh: Mesh, session: Session
@@ -66,7 +68,17 @@ def open_inputs(config: Config, folder: Path, mesh: Mesh, session: Session) -> I
         return manifest, train, open_store(manifest, config.eval.split, size, reporter, limit)
 
     manifest, train, judged = by_main(mesh, session, opened) or opened(session)
-    return Inputs(manifest, train, judged, _partition(config, train, folder, mesh, session.reporter))
+    partition = _partition(config, train, folder, mesh, session.reporter)
+    counts = np.bincount(train.labels, minlength=len(manifest.class_names)).tolist()
+    if config.data.partition.pool_client:
+
+        def pooled(session: Session) -> tuple[Manifest, ClientStore]:
+            return open_pool_images(config, session.reporter)
+
+        pool, images = by_main(mesh, session, pooled) or pooled(session)
+        train, partition = with_pool_client(config, train, partition, pool, images, folder)
+        session.reporter.say(f"partition: {partition.note}")
+    return Inputs(manifest, train, judged, partition, counts)
 
 
 def _partition(config: Config, train: ClientStore, folder: Path, mesh: Mesh, reporter: Reporter) -> Partition:
@@ -92,8 +104,7 @@ def _pool(
         return None
 
     def opened(session: Session) -> ClientStore:
-        manifest = open_pool(config.data, session.reporter)
-        return open_store(manifest, "pool", config.data.image_size, session.reporter, config.data.max_corrupt)
+        return open_pool_images(config, session.reporter)[1]
 
     store = by_main(mesh, session, opened) or opened(session)
     rows = pool_rows(store, names, count, balanced, config.seed)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fedscale import checkpoints, files
 from fedscale.config.schema import Config
 from fedscale.data.manifest import Manifest
-from fedscale.data.store import ClientStore
 from fedscale.device import pick_device
 from fedscale.distributed.mesh import Mesh, open_mesh, rows_of
 from fedscale.errors import Stopped, UserError
@@ -22,7 +21,7 @@ from fedscale.federated.backends import OutOfMemory
 from fedscale.federated.checkpoint import newest_round, restore, save_round
 from fedscale.federated.cost import image_flops, round_cost
 from fedscale.federated.engine import Engine, RoundResult
-from fedscale.federated.inputs import open_inputs
+from fedscale.federated.inputs import Inputs, open_inputs
 from fedscale.federated.metrics import MetricsLog
 from fedscale.federated.setup import build_engine, open_round_data, pinned_arithmetic
 from fedscale.models import initial_model, save_tensors
@@ -49,6 +48,8 @@ def run(
 ) -> dict[str, Any] | None:
     """Federate for `federate.rounds` rounds and write `federate/model.safetensors` and `evaluation.json`.
 
+    No rounds leave the starting model as it is: what the server's own training is worth, without any client.
+
     As one of the launched ranks; all but the main one are silent and return None. `after_round` may change the global
     model between rounds, which evaluation, checkpoints and the next round's clients then see. Raises UserError when the
     pretrained weights it should start from are missing, or when every client diverged; Stopped after a signal, with the
@@ -72,7 +73,7 @@ def run(
         flops = image_flops(model, config.data.image_size)
         engine = build_engine(config, model, data, partition.clients, mesh, folder, reporter.say, pool, teacher)
         engine.interrupted = lambda: session.stop_requested
-        stage = _Stage(config, engine, counters, inputs.judged, manifest, train, folder, session, reporter, after_round)
+        stage = _Stage(config, engine, counters, inputs, folder, session, reporter, after_round)
         try:
             summary = stage.carry_out()
         finally:
@@ -103,19 +104,17 @@ class _Stage:
         config: Config,
         engine: Engine,
         counters: dict[str, Tensor],
-        judged: ClientStore,
-        manifest: Manifest,
-        train: ClientStore,
+        inputs: Inputs,
         folder: Path,
         session: Session,
         reporter: Reporter,
         after_round: AfterRound | None,
     ) -> None:
         self.after_round = after_round
-        self.config, self.engine, self.counters, self.judged = config, engine, counters, judged
-        self.class_names, self.folder, self.session, self.reporter = manifest.class_names, folder, session, reporter
-        self.labels = np.asarray(train.labels)
-        self.counts = np.bincount(train.labels, minlength=len(manifest.class_names)).tolist()
+        self.config, self.engine, self.counters, self.judged = config, engine, counters, inputs.judged
+        self.folder, self.session, self.reporter = folder, session, reporter
+        self.class_names, self.counts = inputs.manifest.class_names, inputs.class_counts
+        self.labels = np.asarray(inputs.train.labels)
         self.diverged: list[str] = []
         self.clients = self.steps = 0
         self.seconds = 0.0
@@ -126,6 +125,8 @@ class _Stage:
         finished = self._resume()
         if not finished:
             engine.survey("start", 0)
+        if not rounds:
+            engine.survey("end", 0)
         log = MetricsLog(self.folder, finished, settings.tensorboard, engine.mesh.is_main)
         evaluation: Evaluation | None = None
         with self.reporter.task("federate", rounds, "rounds") as task:
@@ -221,7 +222,8 @@ class _Stage:
         host, whole = self.engine.host, self.engine.judged()
         if self.engine.mesh.is_main:
             save_tensors(self.counters | host.whole_layout.views(whole), self.folder / "model.safetensors")
-            judged = evaluation.over_clients(self.labels, self.engine.clients)
+            clients = self.engine.clients[: self.config.data.partition.clients]  # the pool, which may follow, is none
+            judged = evaluation.over_clients(self.labels, clients)
             files.write_json(self.folder / "evaluation.json", judged.to_dict())
         if self.diverged:
             named = ", ".join(self.diverged[:5])

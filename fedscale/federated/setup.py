@@ -137,7 +137,7 @@ def _choice(engine: Engine, workshop: Workshop, held: list[int], folder: Path | 
     settings, device = workshop.settings, workshop.like.device
     if found := _recorded(settings, device, folder):
         return found
-    if settings.backend == "loop":
+    if settings.backend == "loop" or not settings.rounds:
         choice = Choice("loop", 1, {})
     elif settings.backend != "auto" and settings.lanes:
         choice = Choice(settings.backend, settings.lanes, {})

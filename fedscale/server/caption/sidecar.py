@@ -19,6 +19,7 @@ from fedscale import files
 from fedscale.config import to_dict
 from fedscale.config.schema import Config
 from fedscale.data.manifest import Manifest, ShardInfo
+from fedscale.data.open_pool import selected_shards
 from fedscale.errors import UserError
 from fedscale.runs import RunFolder
 from fedscale.server.caption.rows import STATUSES, Row, from_json
@@ -37,13 +38,7 @@ def selected(config: Config, manifest: Manifest) -> list[ShardInfo]:
 
     Raises UserError when the data has no open pool.
     """
-    chosen, images = [], 0
-    for shard in manifest.shards("pool"):
-        if config.caption.max_images and images >= config.caption.max_images:
-            break
-        chosen.append(shard)
-        images += shard.samples
-    return chosen
+    return selected_shards(manifest, config.caption.max_images)
 
 
 def settings(config: Config) -> dict[str, Any]:
