@@ -227,3 +227,30 @@ class DistillationOptions:
         for name in ("lr", "temperature"):
             require(getattr(self, name) > 0, f"{PATH}.{name}", getattr(self, name), "above 0")
         require(self.clip_norm >= 0, f"{PATH}.clip_norm", self.clip_norm, "0 (no clipping) or more")
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """FedBE."""
+
+    pool_images: int = 2000  # of the open pool, that the server distils on, at most [D]
+    samples: int = 10  # models drawn from the Gaussian [C]
+    noise: float = 0.1  # of its standard deviation; 1 is the Gaussian itself [C]
+    temperature: float = 0.5  # of the sharpening; 1 sharpens nothing [C]
+    epochs: int = 20  # of the pool's images, a round [C]
+    batch_size: int = 128  # [C]
+    lr: float = 1e-3  # [C]
+    momentum: float = 0.9  # [C]
+    decay: float = 1e-5  # weight decay [C]
+    swa_start: float = 0.3  # share of the steps after which parameters are averaged [C: 500 of 1,580 steps]
+    swa_every: int = 25  # steps [C]
+
+    def __post_init__(self) -> None:
+        for name in ("pool_images", "epochs", "batch_size", "swa_every"):
+            require(getattr(self, name) >= 1, f"{PATH}.{name}", getattr(self, name), "1 or more")
+        for name in ("samples", "noise", "decay"):
+            require(getattr(self, name) >= 0, f"{PATH}.{name}", getattr(self, name), "0 or more")
+        for name in ("lr", "temperature"):
+            require(getattr(self, name) > 0, f"{PATH}.{name}", getattr(self, name), "above 0")
+        for name in ("momentum", "swa_start"):
+            require(0 <= getattr(self, name) < 1, f"{PATH}.{name}", getattr(self, name), "a value from 0 to below 1")

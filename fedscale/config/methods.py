@@ -35,6 +35,7 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "clip2fl": (f"{HERE}.clip2fl:CLIP2FL", options.Clip2flOptions),
     "ccvr": (f"{HERE}.ccvr:CCVR", options.CcvrOptions),
     "feddf": (f"{HERE}.feddf:FedDF", options.DistillationOptions),
+    "fedbe": (f"{HERE}.fedbe:FedBE", options.EnsembleOptions),
 }
 WITH_CLIP = frozenset({"clip2fl"})  # built-in methods whose clients need CLIP's view of their images
 
