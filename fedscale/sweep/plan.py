@@ -8,16 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, cast
-
-from omegaconf import OmegaConf
+from typing import Any, Literal
 
 from fedscale import files
 from fedscale.config import Config, overlaid
-from fedscale.config.load import merged_tree
+from fedscale.config.load import laid_over, merged_tree
 from fedscale.config.sweep import SweepConfig, Values, load_sweep_config
 from fedscale.errors import UserError
 from fedscale.runs import stage_inputs
@@ -85,13 +83,13 @@ class Sweep:
 
     def overlay(self, method: str, values: Point) -> dict[str, Any]:
         """The method's keys, with these values laid over them."""
-        return _plain_merge(self._overlays[method], nested(values))
+        return laid_over(self._overlays[method], nested(values))
 
     def final(self, method: str, point: Point, values: Point, seed: int) -> Config:
         """The config of a final run with these chosen values."""
         label, chosen = self.label(method, point), point | values
         key = repr((method, chosen))
-        if key not in self._final:  # a merge takes milliseconds, and the list is made anew after every run
+        if key not in self._final:  # it takes milliseconds, and the list is made anew after every run
             self._final[key] = replace(self._laid(method, chosen, f"methods.{method}"), variant=label)
         return replace(self._final[key], seed=seed)
 
@@ -166,11 +164,7 @@ def _overlay_of(name: str, methods: Any, base: Config) -> dict[str, Any]:
             trees.append(part or {})
         else:
             raise UserError(f"{where}={part}: expected keys and values, a YAML file, or a list of both")
-    return _plain_merge(*trees)
-
-
-def _plain_merge(*trees: dict[str, Any]) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*trees)))
+    return reduce(laid_over, trees)
 
 
 def nested(values: Point) -> dict[str, Any]:

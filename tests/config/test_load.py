@@ -1,5 +1,6 @@
 """YAML files, overlays and key=value words become one checked config, or one clear line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from fedscale.config import load_config, load_recipe, overlaid, to_dict, to_yaml
 from fedscale.config.schema import Config
 from fedscale.errors import UserError
+from fedscale.stages import children, needed
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_the_run_is_named_after_the_first_file(base: Path) -> None:
         ("federate.roundz=3", "federate.roundz: unknown key; did you mean federate.rounds?"),
         ("federat.rounds=3", "federat: unknown key; did you mean federate?"),
         ("federate.rounds=many", "federate.rounds=many: expected a whole number"),
-        ("federate.rounds=0", "federate.rounds=0: expected 1 or more"),
+        ("federate.rounds=-1", "federate.rounds=-1: expected 0 or more"),
         ("federate.rounds=true", "federate.rounds=True: expected a whole number"),
         ("federate=3", "federate=3: expected keys and values"),
         ("data.imbalance_factor=0.5", "imbalance_factor=0.5: expected 1 (balanced) or more"),
@@ -116,3 +118,14 @@ def test_every_shipped_config_is_valid_with_every_overlay(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(Path("shards").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_is_valid(path: Path) -> None:
     assert load_recipe([str(path)]).name == path.stem
+
+
+@pytest.mark.parametrize("base", ["demo", "cifar10_lt", "cifar100_lt", "imagenet_lt"])
+def test_the_control_rows_go_over_every_config(base: str) -> None:
+    runs = {run.variant: run for run in children(load_config([f"configs/{base}.yaml", "configs/controls.yaml"]))}
+    assert {"fedavg", "full", "pool_client", "server_only", "keyword_pretrain", "keyword_align", "no_kl"} < {*runs}
+    assert needed(runs["server_only"]) == ["caption", "pretrain", "federate"]
+    assert runs["server_only"].federate.rounds == 0 and runs["pool_client"].data.partition.pool_client
+    keyword, method = runs["keyword_pretrain"].pretrain, runs["full"].pretrain
+    assert dataclasses.replace(keyword, objective="distillation") == method, "same images, steps and augmentation"
+    assert not runs["keyword_both"].align.taught and runs["full"].align.taught

@@ -7,7 +7,7 @@ import pytest
 
 from fedscale.errors import UserError
 from fedscale.stages import children
-from fedscale.sweep import Sweep, runs
+from fedscale.sweep import Sweep, open_sweep, runs
 
 Opened = Callable[..., Sweep]
 
@@ -93,3 +93,9 @@ def test_a_mistake_is_one_line_that_names_the_key(opened: Opened, words: list[st
     with pytest.raises(UserError) as caught:
         list(runs(opened(*words)))
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_sweep_unfolds_within_its_budget(path: Path) -> None:
+    listed = list(runs(open_sweep([str(path)])))
+    assert len({run.name for run in listed}) == len(listed) > 0

@@ -118,11 +118,11 @@ def test_a_worker_taken_for_dead_stops_at_its_next_step(opened: Opened, stages_r
     stopped = threading.Event()
 
     def thaw(stage: str, config: Config, session: Session) -> None:
-        path.write_text('{"owner": "other", "beat": 0}')
         for _ in range(500):
             if session.stop_requested:
                 stopped.set()
                 return
+            files.write_text(path, '{"owner": "other", "beat": 0}')  # again, should a beat have come in between
             threading.Event().wait(0.01)
 
     stages_ran.before = thaw
