@@ -241,7 +241,8 @@ def test_a_method_that_cannot_be_sharded_says_why(package: types.ModuleType) -> 
 def test_costs_are_read_by_part_and_other_forms_refused() -> None:
     assert costs_of("none") == {"client": "", "upload": "", "server": ""}
     assert costs_of("client: a, b; server: c") == {"client": "a, b", "upload": "", "server": "c"}
-    for wrong in ("a lot", "clients: a", "client: a; upload"):
+    assert costs_of("server: a; and b")["server"] == "a; and b"
+    for wrong in ("a lot", "clients: a", "once: client: a"):
         with pytest.raises(UserError, match="extra_cost="):
             costs_of(wrong)
 

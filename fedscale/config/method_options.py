@@ -193,6 +193,46 @@ class Clip2flOptions(CreffOptions):
 
 
 @dataclass(frozen=True)
+class GrabOptions:
+    """Fed-GraB."""
+
+    classes: Literal["tail", "all"] = "tail"  # that are controlled [P]; the published script: all
+    tail_after: float = 0.95  # share of the estimated samples before the tail begins [C]
+    kp: float = 10.0  # [C]
+    ki: float = 0.01  # [C]
+    kd: float = 0.1  # [C]
+    slope: float = 0.5  # s of f(u) [C; 0.05 in an earlier version]
+    negatives: bool = True  # gradients of negatives are re-weighted too [C; not in an earlier version]
+
+    def __post_init__(self) -> None:
+        require(0 < self.tail_after < 1, f"{PATH}.tail_after", self.tail_after, "a share between 0 and 1")
+        for name in ("kp", "ki", "kd"):
+            require(getattr(self, name) >= 0, f"{PATH}.{name}", getattr(self, name), "0 or more")
+        require(self.slope > 0, f"{PATH}.slope", self.slope, "above 0")
+
+
+@dataclass(frozen=True)
+class YoyoOptions:
+    """FedYoYo."""
+
+    tau: float = 1.5  # of the prior in the logits [C]
+    temperature: float = 1.5  # of both views in the distillation [C]
+    weight: float = 4.0  # λ of the distillation [C: the script's; its default is 1.5]
+    warmup: int = 50  # rounds over which λ rises [C]
+    own_share: float = 0.1  # γ: the client's own frequencies in its prior [C]
+    mixing: Literal["once", "per_step"] = "once"  # per_step: the code's, by which the prior becomes the client's own
+    momentum: float = 0.9  # of the estimated class sizes from round to round [C]
+
+    def __post_init__(self) -> None:
+        require(self.tau >= 0, f"{PATH}.tau", self.tau, "0 or more")
+        require(self.temperature > 0, f"{PATH}.temperature", self.temperature, "above 0")
+        require(self.weight >= 0, f"{PATH}.weight", self.weight, "0 or more")
+        require(self.warmup >= 1, f"{PATH}.warmup", self.warmup, "1 or more rounds")
+        require(0 <= self.own_share <= 1, f"{PATH}.own_share", self.own_share, "a share from 0 to 1")
+        require(0 <= self.momentum < 1, f"{PATH}.momentum", self.momentum, "a value from 0 to below 1")
+
+
+@dataclass(frozen=True)
 class CcvrOptions:
     """CCVR. Its authors published no code; the constants are those of an independent one (smduan/Fed-CCVR)."""
 

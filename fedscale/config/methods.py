@@ -31,6 +31,8 @@ BUILT_IN: dict[str, tuple[str, type]] = {
     "fedrs": (f"{HERE}.fedrs:FedRS", options.RestrictedOptions),
     "moon": (f"{HERE}.moon:Moon", options.MoonOptions),
     "ratio_loss": (f"{HERE}.ratio_loss:RatioLoss", options.RatioOptions),
+    "fedgrab": (f"{HERE}.fedgrab:FedGraB", options.GrabOptions),
+    "fedyoyo": (f"{HERE}.fedyoyo:FedYoYo", options.YoyoOptions),
     "creff": (f"{HERE}.creff:CReFF", options.CreffOptions),
     "clip2fl": (f"{HERE}.clip2fl:CLIP2FL", options.Clip2flOptions),
     "ccvr": (f"{HERE}.ccvr:CCVR", options.CcvrOptions),

@@ -33,7 +33,8 @@ def save_round(folder: Path, number: int, engine: Engine) -> None:
     tables = engine.mesh.gather_objects(engine.states.checkpoint())[: engine.mesh.shard] if engine.states else None
     if engine.mesh.is_main:
         with checkpoints.checkpoint(folder, PREFIX, number) as temporary:
-            save_tensors({"vector": vector, **server, **shared}, temporary / "state.safetensors")
+            kept = {"kept": engine.kept} if engine.method.keeps else {}
+            save_tensors({"vector": vector, **server, **shared, **kept}, temporary / "state.safetensors")
             files.write_json(temporary / "round.json", {"round": number, "layout": engine.host.whole_layout.describe()})
             if tables:  # one for each slice of the model
                 files.write_json(temporary / "clients.json", tables)
@@ -77,6 +78,8 @@ def restore(engine: Engine, vectors: dict[str, Tensor]) -> None:
         engine.server.set_whole(name, engine.host.slice_of(whole))
     for name, tensor in engine.server.shared.items():
         tensor.copy_(_vector(vectors, f"shared.{name}", *tensor.shape))
+    if engine.method.keeps:
+        engine.kept.copy_(_vector(vectors, "kept", *engine.kept.shape))
 
 
 def newest_table(folder: Path, mesh: Mesh) -> dict[str, Any] | None:

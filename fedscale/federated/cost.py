@@ -58,15 +58,18 @@ def round_cost(
     """A round's cost; `held` are the images of each client, `layout` is the whole model's."""
     parameters = sum(entry.numel for entry in layout.parameters)
     model = parameters + sum(entry.numel for entry in layout.statistics)
-    passes = image.forward + image.backward + len(method.compares) * image.forward
+    views = 1 + len(method.views)
+    passes = views * (image.forward + image.backward) + len(method.compares) * image.forward
+    asked = "round" in method.survey_at  # with a forward pass before the cohort trains
     drawn = settings.clients_per_round / len(held)  # a client's chance to be in a cohort
     clients = drawn * sum(size > 0 for size in held)
     uploads = len(set(method.uploads) - set(method.unsent)) * parameters
+    told = _sent(method, method.reports) + asked * _sent(method, method.surveys)
     return RoundCost(
         clients=clients,
         bytes_down=clients * BYTES * (model + len(method.broadcast) * parameters + _sent(method, method.shared)),
-        bytes_up=clients * BYTES * (model + uploads + _sent(method, method.reports)),
-        flops=float(drawn * sum(held) * settings.local_epochs * passes),
+        bytes_up=clients * BYTES * (model + uploads + told),
+        flops=float(drawn * sum(held) * (settings.local_epochs * passes + asked * image.forward)),
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedscale.data.augment import PAD, crop_and_flip
 from fedscale.federated.draws import draw
 from fedscale.federated.plan import GroupPlan
+from fedscale.federated.strong import strongly_augmented
 
 MOST_FLOATS = 64 << 20  # values up to which images that are never augmented are kept normalised (256 MiB)
 
@@ -137,20 +138,28 @@ class RoundData:
         step: int | Tensor,
         channels_last: bool,
         dtype: torch.dtype,
+        strong: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Like `batch`, for given `rows` [L, B] and keys [L]: tensor code alone, which a CUDA graph can hold."""
+        """Like `batch`, for given `rows` [L, B] and keys [L]: tensor code alone, which a CUDA graph can hold.
+
+        With `strong`, images [2·B, L, C, H, W]: behind the batch, the same samples augmented strongly.
+        """
         lanes, size = rows.shape
         flat = rows.t().reshape(-1)  # sample after sample, the lanes of each side by side
-        if self._floats is not None:
+        if self._floats is not None and not strong:
             pixels = self._floats.index_select(0, flat)
             pixels = self._laid_out(pixels.view(size, lanes, *pixels.shape[1:]), channels_last)
             return pixels.to(dtype), group.labels[rows]
-        images = group.images[flat]
+        given = images = group.images[flat]
+        # A sample's number in its client's round is its own step times the full batch, plus its place there.
+        numbers = torch.arange(size, device=rows.device)[:, None] + step * group.rows.shape[2]
         if self._augment != "none":
-            # A sample's number in its client's round is its own step times the full batch, plus its place there.
-            numbers = torch.arange(size, device=rows.device)[:, None] + step * group.rows.shape[2]
             images = self._augmented(images, draw(augment_keys[None], numbers).reshape(-1))
-        images = self._laid_out(images.view(size, lanes, *images.shape[1:]), channels_last)
+        if strong:
+            words = [draw(augment_keys[None], numbers + (word << 40)).reshape(-1) for word in (1, 2, 3)]
+            cropped = given if self._augment == "none" else self._augmented(given, words[0])
+            images = torch.cat([images, strongly_augmented(cropped, words[1], words[2])])
+        images = self._laid_out(images.view(-1, lanes, *images.shape[1:]), channels_last)
         channels = [1, 1, -1, 1, 1]
         pixels = (images * self._scale.view(channels)).sub_(self._shift.view(channels))
         return pixels.to(dtype), group.labels[rows]

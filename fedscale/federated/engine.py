@@ -27,6 +27,7 @@ from fedscale.federated.clients import Surveyed
 from fedscale.federated.cohort import CostModel, by_steps, groups_of, placement, sample_cohort
 from fedscale.federated.data import RoundData
 from fedscale.federated.flat import ModelHost
+from fedscale.federated.kept import kept_size
 from fedscale.federated.methods import Method, ServerWork
 from fedscale.federated.methods.base import zeros
 from fedscale.federated.plan import GroupPlan, local_steps, plan_group
@@ -71,6 +72,8 @@ class Engine:
         self.layout = self.host.layout
         self.costs = CostModel()
         self._sum: RoundSum | None = None
+        # The tallies that clients keep, the same on every rank.
+        self.kept = torch.zeros(len(self.clients), kept_size(self.method), dtype=torch.float64)
         self.method.first_shared(self.server.shared, derive(self.config.seed, "shared"))
 
     def cohort(self, number: int) -> list[int]:
@@ -96,8 +99,11 @@ class Engine:
         cohort = self.cohort(number)
         if not cohort:
             return RoundResult(0.0, 0, [], 0, time.perf_counter() - began, 1.0)
+        asks = "round" in self.method.survey_at
+        before = {name: tensor.clone() for name, tensor in self.server.shared.items() if asks}
+        self.survey("round", number)
         groups = groups_of(cohort, self.backend.lanes)
-        report = _Record(len(cohort), len(groups), self.mesh.clients)
+        report = _Record(len(cohort), len(groups), self.mesh.clients, self.kept.shape[1])
         total = self.fresh_sum(report.size)
         weights = torch.tensor([self.method.weight(len(self.clients[c])) for c in cohort], dtype=torch.float64)
         weights /= weights.sum()
@@ -117,6 +123,8 @@ class Engine:
         if report.interrupted.any():
             if self.states:
                 self.states.discard()
+            for name, tensor in before.items():
+                self.server.shared[name].copy_(tensor)
             return None
         check_used(float(report.used.sum()), self.config.federate.aggregate.fraction_bits)
         return self._finish(number, cohort, groups, placed, weights, total, sections, report, began)
@@ -165,6 +173,8 @@ class Engine:
                 finite = total.add(trained, start.vector, weights[places], 1 / len(cohort))
                 report.losses[places] = torch.where(finite, trained.losses.cpu(), 0.0)
                 report.status[places] = torch.where(finite, TRAINED, DIVERGED).to(torch.float64)
+                if trained.kept is not None:
+                    report.kept[places] = trained.kept.cpu()
                 self._keep(trained, finite)
             report.seconds[group] = time.perf_counter() - began
 
@@ -186,27 +196,32 @@ class Engine:
             self.server.shared,
             model,
             pool.images if pool else None,
+            self.kept,
         )
 
     @torch.no_grad()
     def survey(self, when: str, number: int) -> None:
-        """Ask all clients that have samples, where the method wants it at `when`, after round `number`."""
+        """Ask all clients that have samples after round `number`, or before it its cohort, as the method wants."""
         if when not in self.method.survey_at:
             return
-        sums = self._asked()
-        self._work(self.method.surveyed, number, sums, sum(1 for rows in self.clients if len(rows)), False)
-
-    def _asked(self) -> dict[str, Tensor]:
-        """The sums of what all clients tell a survey, float64; bit by bit the same for any number of ranks."""
         held = by_steps(range(len(self.clients)), [len(rows) for rows in self.clients])
-        groups = groups_of([client for client in held if len(self.clients[client])], SURVEYED)
+        asked = self.cohort(number) if when == "round" else [c for c in held if len(self.clients[c])]
+        sums = self._asked(asked, number if when == "round" else 0)
+        self._work(self.method.surveyed, number, sums, len(asked), False)
+
+    def _asked(self, clients: Sequence[int], number: int) -> dict[str, Tensor]:
+        """The sums of what clients tell a survey, float64, their samples in round `number`'s order.
+
+        Bit by bit the same for any number of ranks in exact mode.
+        """
+        groups = groups_of(clients, SURVEYED)
         vector, start = self.server.vector, self.start()
         like = vector[:1].double()
         sums = zeros(self.method.surveys, like)
         # In exact mode every group's part is kept apart, so that the order of adding up is the groups' own.
         parts = zeros(self.method.surveys, like, len(groups) if self.config.federate.aggregate.exact else 1)
         for turn in range(self.mesh.client_index, len(groups), self.mesh.clients):
-            plan = self.plan(0, groups[turn])
+            plan = self.plan(number, groups[turn])
             told = zeros(self.method.surveys, like, plan.lanes)
             staged, classes = self.data.stage(plan), self.method.problem.num_classes
             self.method.survey(Surveyed(plan, self.data, staged, start.model, classes, self.server.shared, told))
@@ -320,6 +335,7 @@ class Engine:
         self.server.step(total, sections, share, equal, facts)
         if self.method.works:
             self._work(self.method.server_work, number, total.reports(equal), len(counted), self.method.refines)
+        self.kept[counted] = report.kept[counts]
         if self.states:
             self.states.commit([e for written in self.mesh.gather_in_column(self.states.pending()) for e in written])
         steps = [self._steps(group) for group in groups]
@@ -339,12 +355,13 @@ class Engine:
 class _Record:
     """Numbers that every rank fills in for its own clients and groups, as views of one float64 vector."""
 
-    def __init__(self, cohort: int, groups: int, ranks: int, numbers: Tensor | None = None) -> None:
-        self._sizes = (cohort, groups, ranks)
-        self.size = 2 * cohort + groups + 2 * ranks
+    def __init__(self, cohort: int, groups: int, ranks: int, kept: int, numbers: Tensor | None = None) -> None:
+        self._sizes = (cohort, groups, ranks, kept)
+        self.size = (2 + kept) * cohort + groups + 2 * ranks
         self.numbers = torch.zeros(self.size, dtype=torch.float64) if numbers is None else numbers
-        parts = self.numbers.split([cohort, cohort, groups, ranks, ranks])
+        *parts, table = self.numbers.split([cohort, cohort, groups, ranks, ranks, kept * cohort])
         self.losses, self.status, self.seconds, self.used, self.interrupted = parts
+        self.kept = table.view(cohort, kept)  # what each client keeps
 
     def of(self, numbers: Tensor) -> _Record:
         """The same views of another vector."""

@@ -30,9 +30,11 @@ def needs_of(method: Method) -> list[str]:
     whole_model = (
         (method.uses_features or method.compares, "features"),
         (method.works, "the server's own training"),
-        ("end" in method.survey_at, "the global model's features"),
+        ({"end", "round"} & set(method.survey_at), "the global model's features"),
         (method.reports, "each client's whole model"),
         (method.sides, "a teacher's view of the samples"),
+        (method.views, "a second view of each image"),
+        (method.keeps, "what each client keeps of its own loss"),
     )
     return [what for needed, what in whole_model if needed]
 

@@ -43,6 +43,7 @@ class RoundStart:
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # the method's tensors at the server
     model: Callable[[], nn.Module] = _none  # the whole model with `vector` in it; made when it is first asked for
     pool: Tensor | None = None  # the server's images, normalised
+    kept: Tensor | None = None  # float64 [clients, numbers], on the CPU: the tallies that clients keep
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Trained:
     state: LaneState
     losses: Tensor  # float64 [L]: each client's mean loss over its steps
     reports: Mapping[str, Tensor] = field(default_factory=dict)  # [L, *shape]: the method's small uploads
+    kept: Tensor | None = None  # float64 [L, numbers]: the tallies that the clients keep
 
 
 class Backend(Protocol):

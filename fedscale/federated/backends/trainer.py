@@ -12,6 +12,7 @@ from fedscale.errors import UserError
 from fedscale.federated.backends.base import Interrupted, RoundStart, Trained
 from fedscale.federated.backends.optimise import descend
 from fedscale.federated.clients import Clients
+from fedscale.federated.kept import put_kept, take_kept
 from fedscale.federated.lanes.direct import Sink
 from fedscale.federated.lanes.state import Blocks, LaneState, LaneView
 from fedscale.federated.methods.base import Batch, zeros
@@ -75,6 +76,8 @@ class LaneTrainer:
         fill_roles(self.state, self.method, start, plan, self._row)
         for tensor in (*self.tallies.values(), *self.reports.values()):
             tensor.zero_()
+        if start.kept is not None:
+            put_kept(self.method, self.tallies, start.kept[list(plan.clients)])
         for name, tensor in self.shared.items():
             tensor.copy_(start.shared[name])
         view = self.state.view(0, plan.lanes)
@@ -99,7 +102,8 @@ class LaneTrainer:
     def end(self, clients: Clients, losses: Tensor) -> Trained:
         """The method's last word, and the lanes as they are now."""
         self.method.final(clients)
-        return Trained(clients.plan, self.state, losses / clients.steps, clients.reports)
+        kept = take_kept(self.method, self.tallies, clients.plan.lanes)
+        return Trained(clients.plan, self.state, losses / clients.steps, clients.reports, kept)
 
     @torch.no_grad()
     def _judged(self, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -123,7 +127,7 @@ class LaneTrainer:
         """`step` as tensor code alone: gather, augment, forward, backward, update; keys [K], `rows` [L, B]."""
         lanes = slice(view.start, view.stop)
         images, labels = self.data.gathered(
-            staged, rows, augment_keys[lanes], step, self.form.channels_last, self._like.dtype
+            staged, rows, augment_keys[lanes], step, self.form.channels_last, self._like.dtype, bool(self.method.views)
         )
         form = self.form
         form.lanes.dropout_keys, form.lanes.step = dropout_keys[lanes], step
@@ -136,8 +140,9 @@ class LaneTrainer:
         return losses.detach()
 
     def losses(self, view: LaneView, images: Tensor, labels: Tensor, side: dict[str, Tensor]) -> Tensor:
-        """Each lane's mean loss [L] on its batch."""
+        """Each lane's mean loss [L] on its batch; the views of `Method.views` lie behind the images themselves."""
         method, lanes, dtype = self.method, slice(view.start, view.stop), self._like.dtype
+        size = labels.shape[1]
         features = None
         with torch.autocast(self._like.device.type, torch.bfloat16, enabled=self._autocast):
             if method.uses_features:
@@ -145,15 +150,17 @@ class LaneTrainer:
                 features = features.to(dtype)
             else:
                 logits = self.form.logits(view, images)
-            others = {role: self._judged(view.model(role), images)[0] for role in method.compares}
+            others = {role: self._judged(view.model(role), images[:size])[0] for role in method.compares}
+        first, *views = logits.to(dtype).split(size, dim=1)
         batch = Batch(
-            logits.to(dtype),
+            first,
             labels,
             {name: tally[lanes] for name, tally in self.tallies.items()},
             self.shared,
             side,
-            features,
+            None if features is None else features[:, :size],
             {role: found.to(dtype) for role, found in others.items() if found is not None},
+            dict(zip(method.views, views, strict=True)),
         )
         return checked_losses(method, batch).mean(1)
 

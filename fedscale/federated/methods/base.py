@@ -42,6 +42,7 @@ class Batch:
     side: Mapping[str, Tensor] = field(default_factory=dict)  # [L, B, …], by `Method.sides`
     features: Tensor | None = None  # [L, B, D], where `Method.uses_features`
     others: Mapping[str, Tensor] = field(default_factory=dict)  # features [L, B, D] by the models of `Method.compares`
+    views: Mapping[str, Tensor] = field(default_factory=dict)  # logits [L, B, C] of the views of `Method.views`
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,19 @@ class Method:
     server_state: tuple[str, ...] = ()  # vectors that the server keeps
     broadcast: tuple[str, ...] = ()  # those of them that `init` reads
     inspects: tuple[str, ...] = ()  # those of them that `server_work` reads
+    keeps: tuple[str, ...] = ()  # tallies that a client keeps from round to round, zero at first
 
     # What a step's loss needs beside logits and labels
     uses_features = False
     compares: tuple[str, ...] = ()  # models whose features of the same images it is given
     sides: tuple[str, ...] = ()  # numbers kept for each sample: "clip", CLIP's logits of the classes
+    views: tuple[str, ...] = ()  # logits of other views of the same images: "strong" (federated.strong)
 
     # What the server does beside averaging
     pool_images = 0  # images of the open pool that it is given
     pool_balanced = False  # as many of each class (by the crawl's keywords), or any
     refines = False  # whether `server_work` changes the global model
-    survey_at: tuple[str, ...] = ()  # "start" and "end" of all rounds: when `survey` asks all clients
+    survey_at: tuple[str, ...] = ()  # when `survey` asks: "start", "end" of all rounds all clients, "round" its cohort
     unsent: tuple[str, ...] = ()  # uploads, reports and shared that are made where they are used, which no network sees
 
     def __init_subclass__(cls, **keywords: Any) -> None:

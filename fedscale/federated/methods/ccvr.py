@@ -33,8 +33,8 @@ class CCVR(Method):
     name = "ccvr"
     citation = "Luo et al., NeurIPS 2021, arXiv:2106.05001"
     extra_cost = (
-        "once, after the last round: client: one forward pass over its images; upload: mean and covariance of each "
-        "class's features; server: a classifier trained on virtual features"
+        "client: one forward pass over its images, after the last round; upload: mean and covariance of each class's "
+        "features, once; server: a classifier trained on virtual features, once"
     )
     Options = CcvrOptions
     options: CcvrOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -58,11 +59,11 @@ def row_of(name: str, origin: str) -> dict[str, Any]:
 
 
 def costs_of(extra_cost: str) -> dict[str, str]:
-    """`client: a; upload: b; server: c` by part, "" where there is none. Raises UserError for another form."""
+    """`client: a; upload: b; server: c, d` by part, "" where there is none. Raises UserError for another form."""
     costs = dict.fromkeys(PARTS, "")
-    for part in extra_cost.split(";") if extra_cost != "none" else ():
-        name, colon, cost = part.partition(":")
-        if not colon or name.strip() not in costs:
-            raise UserError(f"extra_cost={extra_cost}: expected none, or `client: …; upload: …; server: …`")
-        costs[name.strip()] = cost.strip()
-    return costs
+    if extra_cost == "none":
+        return costs
+    before, *found = re.split(rf"(?:^|;)\s*({'|'.join(PARTS)}):", extra_cost)
+    if before.strip() or not found:
+        raise UserError(f"extra_cost={extra_cost}: expected none, or `client: …; upload: …; server: …`")
+    return costs | {name: cost.strip() for name, cost in zip(found[::2], found[1::2], strict=True)}
