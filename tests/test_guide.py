@@ -5,10 +5,12 @@ import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from fedscale import files
 from fedscale.cli import app
 
 GUIDE = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -31,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_every_block_of_the_guide_runs_in_its_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ran = 0
+    ran, names = 0, dict[str, Any]()
     sys.path.append(str(folder))  # as `python script.py` would have it
     for kind, text in BLOCKS:
         named = FILE.match(text)
@@ -45,12 +47,14 @@ def test_every_block_of_the_guide_runs_in_its_order(folder: Path, capsys: pytest
                 assert result.exit_code == 0, result.output
                 ran += 1
         elif kind == "python":
-            exec(compile(text, str(GUIDE), "exec"), {})
+            exec(compile(text, str(GUIDE), "exec"), names)
             ran += 1
     assert ran == 4
     runs = {path.parent.parent.name for path in (folder / "runs").rglob("federate/model.safetensors")}
     assert runs == {"mine", "again", "from_python", "in_memory"}
     assert (folder / "runs/from_python/report/report.html").exists()
+    recorded = files.read_json(folder / "runs/from_python/federate/evaluation.json")
+    assert names["judged"].confusion == recorded["confusion"] and names["rows"][0]["all"] == round(recorded["all"], 3)
 
 
 def test_what_the_guide_has_one_write_is_under_40_lines() -> None:

@@ -21,7 +21,8 @@ from fedscale.data.build import build_shards
 from fedscale.data.images import encode_png
 from fedscale.data.sources import ArraySource, Original, open_source
 from fedscale.errors import UserError
-from fedscale.federated.methods import Method, method_class
+from fedscale.federated.fit import check_names
+from fedscale.federated.methods import Method, Problem, make_method, method_class
 from fedscale.federated.methods.table import costs_of, method_rows, row_of
 from fedscale.models import Classifier, build_model, initial_model
 from fedscale.progress import SilentReporter
@@ -191,6 +192,25 @@ def test_a_bad_data_set_is_one_clear_line_and_leaves_nothing_behind(name: str, l
         )
     assert line in str(error.value) and "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ({"client_state": ("mine",)}, "its client_state names mine, expected some of start"),
+        ({"keeps": ("sum",)}, "its keeps names sum, expected some of nothing"),
+        ({"views": ("weak", "strong")}, "its views names weak, expected some of strong"),
+        ({"survey_at": ("end", "always")}, "its survey_at names always, expected some of start, round, end"),
+        ({"__init__": lambda self, config: None}, "cannot be called with (FederateConfig, Problem)"),
+    ],
+)
+def test_a_method_that_names_what_is_not_there_is_one_clear_line(
+    parts: dict[str, Any], line: str, package: types.ModuleType
+) -> None:
+    package.Odd = type("Odd", (Method,), {"roles": ("start",), **parts})  # type: ignore[attr-defined]
+    with pytest.raises(UserError) as error:
+        check_names(make_method(FederateConfig(method="theirs:Odd"), Problem(3, 4, 2)))
+    assert str(error.value).startswith("federate.method=theirs:Odd: ") and line in str(error.value)
 
 
 def test_what_a_model_raises_itself_is_shown_as_it_is() -> None:

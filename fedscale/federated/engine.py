@@ -204,17 +204,18 @@ class Engine:
         """Ask all clients that have samples after round `number`, or before it its cohort, as the method wants."""
         if when not in self.method.survey_at:
             return
-        held = by_steps(range(len(self.clients)), [len(rows) for rows in self.clients])
-        asked = self.cohort(number) if when == "round" else [c for c in held if len(self.clients[c])]
-        sums = self._asked(asked, number if when == "round" else 0)
-        self._work(self.method.surveyed, number, sums, len(asked), False)
+        cohort = self.cohort(number) if when == "round" else None
+        sums = self._asked(cohort, number if cohort else 0)
+        asked = len(cohort) if cohort else sum(1 for rows in self.clients if len(rows))
+        self._work(self.method.surveyed, number, sums, asked, False)
 
-    def _asked(self, clients: Sequence[int], number: int) -> dict[str, Tensor]:
-        """The sums of what clients tell a survey, float64, their samples in round `number`'s order.
+    def _asked(self, cohort: Sequence[int] | None = None, number: int = 0) -> dict[str, Tensor]:
+        """The sums of what all clients, or a cohort, tell a survey, float64; samples in the order of round `number`.
 
         Bit by bit the same for any number of ranks in exact mode.
         """
-        groups = groups_of(clients, SURVEYED)
+        held = by_steps(range(len(self.clients)), [len(rows) for rows in self.clients])
+        groups = groups_of(cohort or [client for client in held if len(self.clients[client])], SURVEYED)
         vector, start = self.server.vector, self.start()
         like = vector[:1].double()
         sums = zeros(self.method.surveys, like)

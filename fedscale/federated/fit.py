@@ -39,10 +39,33 @@ def needs_of(method: Method) -> list[str]:
     return [what for needed, what in whole_model if needed]
 
 
+def check_names(method: Method) -> None:
+    """Raises UserError where a method names what is not there."""
+    for key, known in (
+        ("models", method.roles),
+        ("client_state", method.roles),
+        ("uploads", method.roles),
+        ("compares", method.models),
+        ("broadcast", method.server_state),
+        ("inspects", method.server_state),
+        ("keeps", method.tallies),
+        ("sides", ("clip",)),
+        ("views", ("strong",)),
+        ("survey_at", ("start", "round", "end")),
+    ):
+        foreign = [name for name in getattr(method, key) if name not in known]
+        if foreign:
+            raise UserError(
+                f"federate.method={method.config.method}: its {key} names {foreign[0]}, expected some of "
+                f"{', '.join(known) or 'nothing, as there is none'}"
+            )
+
+
 def check_fit(
     method: Method, model: nn.Module, settings: FederateConfig, data: RoundData, teacher: Mapping[str, Tensor]
 ) -> None:
     """Raises UserError where the method asks for what the model, `federate.shard`, data or teacher do not give."""
+    check_names(method)
     needs = needs_of(method)
     if needs and settings.shard > 1:
         raise UserError(

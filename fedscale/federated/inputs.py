@@ -17,7 +17,7 @@ from fedscale.data.store import ClientStore, open_store
 from fedscale.distributed.mesh import Mesh
 from fedscale.distributed.waiting import by_main
 from fedscale.federated.data import RoundData
-from fedscale.federated.methods import Problem, method_class
+from fedscale.federated.methods import Problem, make_method
 from fedscale.federated.pool import Pool, keyword_labels, pool_rows
 from fedscale.federated.pool_client import open_pool_images, with_pool_client
 from fedscale.federated.teacher import clip_view
@@ -44,7 +44,7 @@ class Inputs:
         """
         names = self.manifest.class_names
         problem = Problem(len(names), 0, len(self.partition.clients))
-        method = method_class(config.federate.method)(config.federate, problem)
+        method = make_method(config.federate, problem)
         pool = _pool(config, names, method.pool_images, method.pool_balanced, data, mesh, session)
         teacher: dict[str, Tensor] = {}
         if "clip" in method.sides:

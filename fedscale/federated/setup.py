@@ -31,7 +31,7 @@ from fedscale.federated.data import RoundData
 from fedscale.federated.engine import Engine
 from fedscale.federated.fit import check_fit, problem_of
 from fedscale.federated.flat import FlatLayout, FlatModel, ModelHost
-from fedscale.federated.methods import Method, method_class
+from fedscale.federated.methods import Method, make_method
 from fedscale.federated.plan import local_steps
 from fedscale.federated.pool import Pool
 from fedscale.federated.server import ServerState
@@ -57,7 +57,7 @@ def build_engine(
     that cannot train this model, and for a run that was begun on other software in exact mode.
     """
     settings = config.federate
-    method = method_class(settings.method)(settings, problem_of(model, data.image_shape, len(clients)))
+    method = make_method(settings, problem_of(model, data.image_shape, len(clients)))
     check_fit(method, model, settings, data, teacher or {})
     if mesh.device.type == "cpu":
         keep_freed_memory()
