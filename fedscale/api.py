@@ -42,6 +42,7 @@ __all__ = [
     "report",
     "run",
     "stage",
+    "sweep",
 ]
 
 WEIGHTS = {"pretrain": "export/model.safetensors", "federate": "model.safetensors", "align": "model.safetensors"}
@@ -103,6 +104,23 @@ def report(
 
     folders = [Path(path) for path in runs]
     return write_report(folders, Path(out or default_out(folders)), (session or Session()).reporter, baseline)
+
+
+def sweep(*words: str | Path, session: Session | None = None) -> list[dict[str, Any]]:
+    """`fedscale sweep WORDS`: tunes, carries out what is unfinished, and returns the report's rows.
+
+    `fedscale.sweep` has the parts: `open_sweep(words)`, `runs(opened)`, which yields every run with its config,
+    `execute_one`. Raises UserError also where runs diverged, after the report of the others.
+    """
+    from fedscale.sweep import execute, open_sweep
+    from fedscale.sweep import report as write_report
+
+    opened, session = open_sweep([str(word) for word in words]), session or Session()
+    failed = execute(opened, session)
+    rows = write_report(opened, session.reporter)
+    if failed:
+        raise UserError(f"{len(failed)} of the sweep's runs diverged: {failed[0]}")
+    return rows
 
 
 def load_model(config: Config, stage: str = "federate") -> Classifier:

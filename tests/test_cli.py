@@ -25,7 +25,7 @@ def modules_after(code: str) -> set[str]:
 def test_help_names_every_command_and_imports_no_torch() -> None:
     shown = fedscale("--help")
     assert shown.returncode == 0
-    for command in ("run", "caption", "pretrain", "federate", "align", "report", "fetch", "methods", "shards"):
+    for command in ("run", "caption", "pretrain", "federate", "align", "report", "fetch", "methods", "shards", "sweep"):
         assert f"│ {command} " in shown.stdout
     assert "torch" not in modules_after("import fedscale.cli")
 
@@ -58,6 +58,8 @@ def test_dry_run_prints_a_config_that_reads_back(tmp_path: Path) -> None:
         (["shards", "build", "shards/cifar10_lt.yaml", "--out", "built", "source=nowhere"], "nowhere"),
         (["shards", "build", "shards/shapes.yaml", "--out", "built", "classes=11"], "11"),
         (["shards", "status", "."], "manifest"),
+        (["sweep", "configs/sweeps/demo_methods.yaml", "--list", "--report"], "--list and --report: expected one"),
+        (["sweep", "configs/sweeps/demo_methods.yaml", "tune.budget=1"], "2 candidates, above tune.budget=1"),
     ],
 )
 def test_the_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, words: list[str], line: str) -> None:

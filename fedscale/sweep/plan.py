@@ -49,7 +49,10 @@ class SweepRun:
 
 
 class Sweep:
-    """A sweep file, unfolded. Raises UserError for an overlay, axis or option that does not fit the base config."""
+    """A sweep file, unfolded.
+
+    Raises UserError for an overlay, axis or option that does not fit the base config, and for a grid over its budget.
+    """
 
     def __init__(self, config: SweepConfig, base: Config) -> None:
         self.config = config
@@ -66,11 +69,8 @@ class Sweep:
         for key, values in config.axes.items():
             for value in values:
                 overlaid(self.base, nested({key: value}), f"axes.{key}")
-
-    @cached_property
-    def candidates(self) -> dict[str, list[Point]]:
-        """Each method's combinations of values to try; a single, perhaps empty one where nothing is to be tuned."""
-        return {method: self._candidates(method) for method in self.methods}
+        # Each method's combinations of values to try; a single, perhaps empty one where nothing is to be tuned.
+        self.candidates = {method: self._candidates(method) for method in self.methods}
 
     @cached_property
     def tuning(self) -> list[SweepRun]:

@@ -92,7 +92,7 @@ def _work(sweep: Sweep, session: Session) -> None:
         if session.stop_requested:
             raise Stopped(f"sweep: stopped, {len(left)} runs are left")
         ready = [run for run in left if not run.after]
-        run, lease = next(((r, held) for r in ready if (held := leases.claim(lease_name(r)))), (None, None))
+        run, lease = _claimed(ready, sweep, leases)
         if run is None or lease is None:
             if not told:
                 session.reporter.say(f"sweep: the {len(ready)} runs that could be done now are with other workers")
@@ -107,6 +107,25 @@ def _work(sweep: Sweep, session: Session) -> None:
             failed = _carry_out(run, leases, lease, session)
             if failed:
                 session.reporter.say(f"run {run.number} ({run.name}) diverged, the others go on: {failed}")
+
+
+def _claimed(ready: list[SweepRun], sweep: Sweep, leases: Leases) -> tuple[SweepRun | None, Lease | None]:
+    """The first run that nobody has, best one whose next stage nobody works on for another run."""
+    held = owners(sweep)
+    free = (run for run in ready if lease_name(run) not in held)
+    later = []
+    for run in free:
+        if _next_stage(run) in held:
+            later.append(run)
+        elif lease := leases.claim(lease_name(run)):
+            return run, lease
+    return next(((run, lease) for run in later if (lease := leases.claim(lease_name(run)))), (None, None))
+
+
+def _next_stage(run: SweepRun) -> str:
+    """The name of the lease under which the run's first unfinished stage is worked on; '' where all are finished."""
+    folders = (result_folder(run.config, stage) for stage in needed(run.config))
+    return next((folder.path.name for folder in folders if not folder.complete), "")
 
 
 def _carry_out(run: SweepRun, leases: Leases, lease: Lease, session: Session) -> str:
