@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 EXACT = {"backend": "batched", "lanes": 2, "aggregate": {"exact": True}}
 # The survey before round 1, vectors of server and clients, weights by steps, whole models kept, the server's training.
 METHODS = ("logit_adjustment", "feddyn", "fednova", "moon", "ratio_loss")
-SHARDED = ("logit_adjustment", "balanced_softmax", "fedrs", "fedfocal", "feddyn", "fednova")
+SHARDED = ("logit_adjustment", "balanced_softmax", "fedrs", "feddyn")
 RANK = """
 import sys
 import torch
@@ -29,7 +29,7 @@ from tests.federated.methods.test_ranks import EXACT
 folder, shard, *methods = sys.argv[1:]
 torch.set_num_threads(1)
 options = EXACT if shard == "1" else {"shard": int(shard), "momentum": 0.5}
-with open_mesh(torch.device("cpu"), int(shard), 60, print) as mesh:
+with open_mesh(torch.device("cpu"), int(shard), 240, print) as mesh:
     for method in methods:
         engine = engine_on(mesh, Path(folder) / method, pool_of(), method=method, **options)
         whole = trained(engine)
@@ -59,7 +59,7 @@ def test_two_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
 
 
 def test_clients_cut_over_two_ranks_train_as_whole_ones(tmp_path: Path) -> None:
-    on_ranks(4, 2, SHARDED, tmp_path)
+    on_ranks(2, 2, SHARDED, tmp_path)
     for method in SHARDED:
         found = load_file(tmp_path / f"{method}.safetensors")
         for name, tensor in alone(method, tmp_path, momentum=0.5).items():
