@@ -1,6 +1,5 @@
 """Control rows of federation: the pool as one more client, and no rounds at all."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -75,23 +74,14 @@ def test_it_holds_no_more_than_is_captioned(config: Config, tmp_path: Path) -> N
 
 def test_it_takes_part_like_the_others_and_fairness_is_the_clients(config: Config) -> None:
     run = RunFolder.of(config)
-    config = pooled(dataclasses.replace(config, federate=dataclasses.replace(config.federate, clients_per_round=3)))
-    summary = rounds.run(config, run, Session())
+    summary = rounds.run(pooled(config), run, Session())
     assert summary is not None and "client 3 is the open pool" in summary["partition"]
     found = files.read_json(run.stage("federate") / "evaluation.json")
     assert found["groups"] == {"many": [], "medium": [0, 1, 2], "few": []}
     assert found["train_counts"] == [4, 4, 4]
+    assert found["fairness"]["clients"] == 3
     alone = RunFolder(run.path.with_name("alone"))
-    rounds.run(
-        dataclasses.replace(
-            config,
-            data=dataclasses.replace(
-                config.data, partition=dataclasses.replace(config.data.partition, pool_client=False)
-            ),
-        ),
-        alone,
-        Session(),
-    )
+    rounds.run(config, alone, Session())
     with_pool, without = (load_file(r.stage("federate") / "model.safetensors") for r in (run, alone))
     assert not torch.equal(next(iter(with_pool.values())), next(iter(without.values())))
 
