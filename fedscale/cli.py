@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fedscale import __version__
+from fedscale.cli_cluster import prepare, submit
 from fedscale.cli_common import AsJson, DryRun, Words, console, exits, show_report
 from fedscale.cli_methods import methods_table
 from fedscale.cli_shards import shards_app
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 app.add_typer(shards_app)
 app.command()(sweep)
+app.command()(submit)
+app.command()(prepare)
 
 
 def main() -> None:

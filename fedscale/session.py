@@ -33,21 +33,27 @@ class Session:
 
     @contextmanager
     def stopping_on(self, *signals: signal.Signals) -> Iterator[None]:
-        """Within the block the first of the signals asks for a stop; the next one acts as it would have without us."""
+        """Within the block the first of the signals asks for a stop; the next one acts as it would have without us.
+
+        But not SIGTERM: one order to stop arrives several times, because Slurm tells every process of a step, and the
+        launcher among them its ranks once more. Who will not wait has SIGINT and SIGKILL.
+        """
         previous = {number: signal.getsignal(number) for number in signals}
 
-        def restore() -> None:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        def restore(*numbers: signal.Signals) -> None:
+            for number in numbers:
+                signal.signal(number, previous[number])
 
         def on_signal(number: int, frame: FrameType | None) -> None:
+            again = self.stop_requested
             self.stop.set()
-            self.reporter.say(f"{signal.Signals(number).name}: stopping at the next step; once more stops at once")
-            restore()
+            restore(*(one for one in signals if one != signal.SIGTERM))
+            if not again:
+                self.reporter.say(f"{signal.Signals(number).name}: stopping at the next step; SIGINT stops at once")
 
         for number in signals:
             signal.signal(number, on_signal)
         try:
             yield
         finally:
-            restore()
+            restore(*signals)

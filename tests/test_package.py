@@ -24,7 +24,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_configs_recipes_teachers_and_template(installed: Path) -> None:
     for kind, folder in (("configs", "fedscale/configs"), ("launch", "fedscale/launch")):
-        for ending in ("yaml", "json", "sbatch"):
+        for ending in ("yaml", "json", "sbatch", "sh", "def"):
             ours = {str(path.relative_to(kind)) for path in Path(kind).rglob(f"*.{ending}")}
             assert {str(p.relative_to(installed / folder)) for p in (installed / folder).rglob(f"*.{ending}")} == ours
     recipes = {path.name for path in Path("shards").glob("*.yaml")}
