@@ -65,7 +65,7 @@ class SweepConfig:
     name: str = ""  # of the folder under `out`; defaults to the sweep file's name
     base: tuple[str, ...] = ()  # config files, merged in order
     methods: Any = ()
-    axes: dict[str, Any] = field(default_factory=dict)  # dotted key → values; a single value sets the key
+    axes: dict[str, Any] = field(default_factory=dict)  # dotted key → values; a method may differ from a single one
     seeds: tuple[int, ...] = (7,)
     tune: TuneConfig = field(default_factory=TuneConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)

@@ -58,17 +58,18 @@ class Sweep:
         self.config = config
         self.base = replace(base, name=config.name, variants={}, variant="", seeds=())
         self.folder = Path(base.out) / config.name
+        for key, values in config.axes.items():
+            for value in values:
+                overlaid(self.base, nested({key: value}), f"axes.{key}")
         self._overlays = {name: _overlay_of(name, config.methods, base) for name in config.methods}
-        self.methods = {name: self._laid(name, {}, f"methods.{name}") for name in config.methods}
+        single = {key: values[0] for key, values in config.axes.items() if len(values) == 1}
+        self.methods = {name: self._laid(name, single, f"methods.{name}") for name in config.methods}
         self._names_of_axes = _short_names([key for key, values in config.axes.items() if len(values) > 1])
         self._final: dict[str, Config] = {}
         self.choices: dict[str, Point] = {}  # by method, once its tuning is finished
         self.points: list[Point] = [
             dict(zip(config.axes, values, strict=True)) for values in product(*config.axes.values())
         ]
-        for key, values in config.axes.items():
-            for value in values:
-                overlaid(self.base, nested({key: value}), f"axes.{key}")
         # Each method's combinations of values to try; a single, perhaps empty one where nothing is to be tuned.
         self.candidates = {method: self._candidates(method) for method in self.methods}
 
@@ -82,8 +83,10 @@ class Sweep:
         ]
 
     def overlay(self, method: str, values: Point) -> dict[str, Any]:
-        """The method's keys, with these values laid over them."""
-        return laid_over(self._overlays[method], nested(values))
+        """The method's keys over those of the axes with a single value, and the other values over both."""
+        single = {key: value for key, value in values.items() if len(self.config.axes.get(key, ())) == 1}
+        below = laid_over(nested(single), self._overlays[method])
+        return laid_over(below, nested({key: value for key, value in values.items() if key not in single}))
 
     def final(self, method: str, point: Point, values: Point, seed: int) -> Config:
         """The config of a final run with these chosen values."""
@@ -107,9 +110,9 @@ class Sweep:
 
     def _candidate(self, method: str, values: Point) -> Config:
         tune = self.config.tune
-        rounds = min(tune.rounds, self.methods[method].federate.rounds)  # which may be 0
-        fixed = {"federate.rounds": rounds, "eval.split": "validation"}
-        found = self._laid(method, self._tuned_at | values | fixed, f"tune: {method}")
+        found = self._laid(method, self._tuned_at | values, f"tune: {method}")
+        rounds = min(tune.rounds, found.federate.rounds)  # which may be 0
+        found = overlaid(found, nested({"federate.rounds": rounds, "eval.split": "validation"}), f"tune: {method}")
         names = _short_names([*values])
         label = "-".join([method, *(f"{names[key]}{_written(value)}" for key, value in values.items())])
         return replace(found, variant=f"tune/{label}", seed=tune.seed)

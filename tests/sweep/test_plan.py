@@ -60,6 +60,13 @@ def test_methods_may_be_variants_of_the_base_and_overlay_files(tmp_path: Path, o
     assert (config.federate.method, config.align.enabled, config.name) == ("fedprox", False, "trial")
 
 
+def test_an_axis_of_one_value_is_the_bases_which_a_method_may_differ_from(opened: Opened) -> None:
+    words = ["axes.federate.rounds=[40]", "methods.server_only={federate: {rounds: 0}, pretrain: {objective: keyword}}"]
+    found = {(run.kind, run.method): run.config.federate.rounds for run in runs(opened(*words))}
+    assert (found["final", "fedavg"], found["final", "server_only"]) == (40, 0)
+    assert (found["tune", "fedavg"], found["tune", "server_only"]) == (2, 0)
+
+
 def test_each_run_is_a_config_of_its_own(opened: Opened) -> None:
     for run in runs(opened()):
         assert children(run.config) == [run.config]
