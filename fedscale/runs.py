@@ -168,6 +168,8 @@ def stage_inputs(config: Config, stage: str) -> dict[str, Any]:
             inputs["pool_images"] = config.caption.max_images
         if needs_clip(config.federate.method):
             inputs |= {"clip": whole["teachers"]["clip"], "offline": whole["teachers"]["offline"]}
+            if config.teachers.offline.enabled:
+                inputs |= {"offline_seed": config.caption.seed}  # that teachers are trained by
         if config.align.between_rounds:
             inputs |= {"align_every": config.align.every, **_alignment_inputs(config)}
         return inputs

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedscale import stages
 from fedscale.config import overlaid
 from fedscale.config.schema import Config
 from fedscale.data.manifest import Manifest
@@ -19,6 +20,7 @@ from fedscale.federated.teacher import clip_view
 from fedscale.models import ResNet8
 from fedscale.models.clip import load_clip
 from fedscale.progress import SilentReporter
+from fedscale.runs import stage_inputs
 from fedscale.session import Session
 from tests.server.teachers_support import train_tiny_clip
 
@@ -106,3 +108,32 @@ def test_a_teacher_of_other_classes_is_refused_in_one_line() -> None:
     method = method_class("clip2fl")(config, Problem(3, 16, 2))
     with pytest.raises(UserError, match="the teacher knows 7 classes, the model has 3; use a teacher of the same"):
         check_fit(method, ResNet8(3, 4), config, data, {"clip": torch.zeros(7, 16)})
+
+
+def federating(method: str, **settings: object) -> Config:
+    alone = {"pretrain": {"enabled": False}, "align": {"enabled": False}, "federate": {"method": method}}
+    return overlaid(Config(), {**alone, "teachers": {"offline": {"enabled": True}}, **settings})
+
+
+def test_clients_are_taught_by_the_teacher_that_was_trained_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedscale.teachers.offline.ensure_offline_teachers", lambda config, *rest: "located")
+    session = Session(SilentReporter())
+    assert stages._with_teachers(federating("clip2fl"), "federate", session) == "located"
+    config = federating("creff")
+    assert stages._with_teachers(config, "federate", session) is config, "CReFF needs none"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"teachers": {"offline": {"enabled": True, "lr": 0.5}}},
+        {"teachers": {"clip": {"model": "x"}}},
+        {"caption": {"seed": 8}},
+    ],
+)
+def test_another_teacher_is_another_federation_where_clients_learn_from_it(settings: dict[str, object]) -> None:
+    def inputs(method: str, **changed: object) -> object:
+        return stage_inputs(federating(method, **changed), "federate")
+
+    assert inputs("clip2fl", **settings) != inputs("clip2fl")
+    assert inputs("creff", **settings) == inputs("creff")
