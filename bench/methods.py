@@ -57,14 +57,14 @@ class Timed:
         self.engine.survey("start", 0)
 
     def _watch(self, engine: Engine) -> None:
-        work, self._working = engine._work, 0.0
+        work, self._working = engine.central.work, 0.0
 
         def timed(*args: Any) -> None:
             wall, began = time.perf_counter(), time.process_time()
             work(*args)
             self._working, self._wall = time.process_time() - began, time.perf_counter() - wall
 
-        engine._work = timed  # type: ignore[method-assign]
+        engine.central.work = timed  # type: ignore[method-assign]
 
     def round(self) -> None:
         self.rounds += 1

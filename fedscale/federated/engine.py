@@ -7,8 +7,8 @@ on how many there are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -22,21 +22,18 @@ from fedscale.federated.aggregation import check_used
 from fedscale.federated.backends import Backend, Interrupted, RoundStart, Trained
 from fedscale.federated.backends.memory import is_out_of_memory
 from fedscale.federated.backends.trainer import row_size
+from fedscale.federated.central import Central
 from fedscale.federated.client_state import ClientStates
-from fedscale.federated.clients import Surveyed
 from fedscale.federated.cohort import CostModel, by_steps, groups_of, placement, sample_cohort
 from fedscale.federated.data import RoundData
 from fedscale.federated.flat import ModelHost
 from fedscale.federated.kept import kept_size
-from fedscale.federated.methods import Method, ServerWork
-from fedscale.federated.methods.base import zeros
+from fedscale.federated.methods import Method
 from fedscale.federated.plan import GroupPlan, local_steps, plan_group
-from fedscale.federated.pool import Pool
+from fedscale.federated.record import DIVERGED, TRAINED, RoundRecord
 from fedscale.federated.server import RoundSum, ServerState
+from fedscale.federated.survey import survey_sums
 from fedscale.rng import derive
-
-TRAINED, DIVERGED = 1.0, 2.0  # a client's status in the record
-SURVEYED = 8  # clients of a group that is surveyed
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,8 @@ class Engine:
     host: ModelHost
     server: ServerState
     mesh: Mesh
+    central: Central
     states: ClientStates | None = None
-    pool: Pool | None = None  # the server's images
-    teacher: Mapping[str, Tensor] = field(default_factory=dict)  # constants that the server's work is given
     interrupted: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -103,7 +99,7 @@ class Engine:
         before = {name: tensor.clone() for name, tensor in self.server.shared.items() if asks}
         self.survey("round", number)
         groups = groups_of(cohort, self.backend.lanes)
-        report = _Record(len(cohort), len(groups), self.mesh.clients, self.kept.shape[1])
+        report = RoundRecord(len(cohort), len(groups), self.mesh.clients, self.kept.shape[1])
         total = self.fresh_sum(report.size)
         weights = torch.tensor([self.method.weight(len(self.clients[c])) for c in cohort], dtype=torch.float64)
         weights /= weights.sum()
@@ -152,7 +148,7 @@ class Engine:
         own: list[int],
         weights: Tensor,
         total: RoundSum,
-        report: _Record,
+        report: RoundRecord,
     ) -> None:
         """Train this rank's groups into the sum."""
         position = {client: index for index, client in enumerate(cohort)}
@@ -180,7 +176,7 @@ class Engine:
 
     def start(self, begun: Callable[[], None] = lambda: None) -> RoundStart:
         """What the clients of the next round start from; every rank must ask for it."""
-        vector, pool = self.server.vector, self.pool
+        vector, pool = self.server.vector, self.central.pool
 
         @cache
         def model() -> nn.Module:
@@ -204,83 +200,14 @@ class Engine:
         """Ask all clients that have samples after round `number`, or before it its cohort, as the method wants."""
         if when not in self.method.survey_at:
             return
-        cohort = self.cohort(number) if when == "round" else None
-        sums = self._asked(cohort, number if cohort else 0)
-        asked = len(cohort) if cohort else sum(1 for rows in self.clients if len(rows))
-        self._work(self.method.surveyed, number, sums, asked, False)
+        held = [client for client in range(len(self.clients)) if len(self.clients[client])]
+        asked = self.cohort(number) if when == "round" else held
+        sums = survey_sums(self, asked, number if when == "round" else 0)
+        self.central.work(self.method.surveyed, number, sums, len(asked), False)
 
-    def _asked(self, cohort: Sequence[int] | None = None, number: int = 0) -> dict[str, Tensor]:
-        """The sums of what all clients, or a cohort, tell a survey, float64; samples in the order of round `number`.
-
-        Bit by bit the same for any number of ranks in exact mode.
-        """
-        held = by_steps(range(len(self.clients)), [len(rows) for rows in self.clients])
-        groups = groups_of(cohort or [client for client in held if len(self.clients[client])], SURVEYED)
-        vector, start = self.server.vector, self.start()
-        like = vector[:1].double()
-        sums = zeros(self.method.surveys, like)
-        # In exact mode every group's part is kept apart, so that the order of adding up is the groups' own.
-        parts = zeros(self.method.surveys, like, len(groups) if self.config.federate.aggregate.exact else 1)
-        for turn in range(self.mesh.client_index, len(groups), self.mesh.clients):
-            plan = self.plan(number, groups[turn])
-            told = zeros(self.method.surveys, like, plan.lanes)
-            staged, classes = self.data.stage(plan), self.method.problem.num_classes
-            self.method.survey(Surveyed(plan, self.data, staged, start.model, classes, self.server.shared, told))
-            for name, part in parts.items():
-                part[turn if len(part) == len(groups) else 0] += told[name].sum(0)
-        for name, part in parts.items():
-            sums[name] = self.mesh.sum_over_clients(part).sum(0)
-        return sums
-
-    def _work(
-        self,
-        work: Callable[[ServerWork], None],
-        number: int,
-        reports: Mapping[str, Tensor],
-        num_clients: int,
-        refines: bool,
-    ) -> None:
-        """Let the server train on the main rank, and give all ranks what came of it."""
-        server, mesh, layout = self.server, self.mesh, self.layout
-        vectors = {name: layout.views(server.whole(name)) for name in self.method.inspects}
-        if mesh.is_main:
-            self.host.load(server.vector)
-            seed, device = derive(self.config.seed, "server work", number), server.vector.device
-            with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(seed)  # what dropout draws from
-                work(
-                    ServerWork(
-                        self.host.model,
-                        server.shared,
-                        reports,
-                        vectors,
-                        num_clients,
-                        number,
-                        seed,
-                        self.pool.images if self.pool else None,
-                        self.pool.labels if self.pool else None,
-                        self.teacher,
-                    )
-                )
-        for tensor in server.shared.values():
-            tensor.copy_(mesh.broadcast_object(tensor.cpu()))
-        if refines:
-            server.vector = mesh.broadcast_object(self.host.read().cpu()).to(server.vector)
-
-    @torch.no_grad()
     def judged(self) -> Tensor:
         """The whole vector of the global model as it is evaluated and handed on; every rank must ask for it."""
-        whole = self.host.whole_of(self.server.vector).clone()
-        state = self.host.whole_layout.views(whole)
-        for name, tensor in self.method.judged(state, self.server.shared).items():
-            if name not in state or state[name].shape != tensor.shape:
-                expected = list(state[name].shape) if name in state else f"one of {', '.join(state)}"
-                raise UserError(
-                    f"federate.method={self.method.config.method}: `judged` gave {name} {list(tensor.shape)}, expected "
-                    f"{expected}"
-                )
-            state[name].copy_(tensor)
-        return whole
+        return self.central.judged()
 
     def _explained(self, error: Exception) -> Exception:
         """What a client's training ran into, as a UserError where it is one, or as it is."""
@@ -316,7 +243,7 @@ class Engine:
         weights: Tensor,
         total: RoundSum,
         sections: list[Tensor],
-        report: _Record,
+        report: RoundRecord,
         began: float,
     ) -> RoundResult:
         settings = self.config.federate
@@ -335,7 +262,8 @@ class Engine:
         }
         self.server.step(total, sections, share, equal, facts)
         if self.method.works:
-            self._work(self.method.server_work, number, total.reports(equal), len(counted), self.method.refines)
+            told = total.reports(equal)
+            self.central.work(self.method.server_work, number, told, len(counted), self.method.refines)
         self.kept[counted] = report.kept[counts]
         if self.states:
             self.states.commit([e for written in self.mesh.gather_in_column(self.states.pending()) for e in written])
@@ -351,19 +279,3 @@ class Engine:
             seconds=time.perf_counter() - began,
             imbalance=max(busy) * len(busy) / max(sum(busy), 1e-9),
         )
-
-
-class _Record:
-    """Numbers that every rank fills in for its own clients and groups, as views of one float64 vector."""
-
-    def __init__(self, cohort: int, groups: int, ranks: int, kept: int, numbers: Tensor | None = None) -> None:
-        self._sizes = (cohort, groups, ranks, kept)
-        self.size = (2 + kept) * cohort + groups + 2 * ranks
-        self.numbers = torch.zeros(self.size, dtype=torch.float64) if numbers is None else numbers
-        *parts, table = self.numbers.split([cohort, cohort, groups, ranks, ranks, kept * cohort])
-        self.losses, self.status, self.seconds, self.used, self.interrupted = parts
-        self.kept = table.view(cohort, kept)  # what each client keeps
-
-    def of(self, numbers: Tensor) -> _Record:
-        """The same views of another vector."""
-        return _Record(*self._sizes, numbers)

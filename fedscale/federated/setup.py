@@ -25,6 +25,7 @@ from fedscale.federated.backends.memory import free_bytes
 from fedscale.federated.backends.trainer import row_size
 from fedscale.federated.backends.trials import Rehearsal
 from fedscale.federated.backends.workshop import Workshop
+from fedscale.federated.central import Central
 from fedscale.federated.checkpoint import kept_tables, newest_table
 from fedscale.federated.client_state import ClientStates, next_launch
 from fedscale.federated.data import RoundData
@@ -88,9 +89,8 @@ class _Parts:
 
     def engine(self, backend: Backend | None, host: ModelHost, server: ServerState) -> Engine:
         """The engine; a backend that is yet to be chosen by trials with the engine itself may be missing."""
-        engine = Engine(self.config, self.method, backend, self.data, self.clients, host, server, self.mesh)  # type: ignore[arg-type]
-        engine.pool, engine.teacher = self.pool, self.teacher
-        return engine
+        central = Central(self.config, self.method, host, server, self.mesh, self.pool, self.teacher)
+        return Engine(self.config, self.method, backend, self.data, self.clients, host, server, self.mesh, central)  # type: ignore[arg-type]
 
 
 def _whole_engine(parts: _Parts) -> Engine:
@@ -197,7 +197,7 @@ def _trial_start(engine: Engine) -> RoundStart:
             return False
 
     vector, shared = engine.server.vector.clone(), engine.server.shared
-    pool = engine.pool.images if engine.pool else None
+    pool = engine.central.pool.images if engine.central.pool else None
     return RoundStart(
         vector, engine.server.broadcast_zeros(), Zeros(), shared=shared, model=lambda: engine.host.model, pool=pool
     )

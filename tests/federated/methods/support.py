@@ -44,7 +44,7 @@ def engine_of(way: str, folder: Path, pool: Pool | None = None, **federate: Any)
     if name == "batched":
         chosen["lanes"] = int(lanes)
     engine = make_engine(settings(**{**chosen, **federate}), "small", folder=folder / way)
-    engine.pool = pool
+    engine.central.pool = pool
     if name == "vmap":
         form = checked(VmapForm(engine.host.model), engine.host.model, engine.data.image_shape)
         like = engine.server.vector.new_zeros(1)
@@ -59,7 +59,7 @@ def engine_of(way: str, folder: Path, pool: Pool | None = None, **federate: Any)
 def engine_on(mesh: Mesh | None, folder: Path, pool: Pool | None = None, **federate: Any) -> Engine:
     """An engine on some ranks, that has asked what its method asks all clients before round 1."""
     engine = make_engine(settings(**federate), "small", mesh, folder)
-    engine.pool = pool
+    engine.central.pool = pool
     engine.survey("start", 0)
     return engine
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedscale.config.schema import FederateConfig
 from fedscale.errors import UserError
-from fedscale.federated import engine as engine_module
+from fedscale.federated import survey
 from fedscale.federated.backends import memory
 from fedscale.federated.checkpoint import newest_round, restore, save_round
 from fedscale.federated.engine import Engine
@@ -142,21 +142,25 @@ def told(engine: Engine) -> dict[str, np.ndarray]:
     }
 
 
+def all_told(engine: Engine) -> dict[str, Tensor]:
+    return survey.survey_sums(engine, range(len(engine.clients)))
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("width", [1, 3, 8])
 def test_a_survey_adds_up_all_clients_however_they_are_grouped(
     width: int, exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "SURVEYED", width)
+    monkeypatch.setattr(survey, "TOGETHER", width)
     engine = engine_of("loop", tmp_path, method="ccvr", options=OPTIONS, aggregate={"exact": exact})
     for name, wanted in told(engine).items():
-        np.testing.assert_allclose(engine._asked()[name].numpy(), wanted, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(all_told(engine)[name].numpy(), wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_two_ranks_that_ask_half_the_groups_each_add_up_to_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "SURVEYED", 3)
+    monkeypatch.setattr(survey, "TOGETHER", 3)
     engine = engine_of("loop", tmp_path, method="ccvr", options=OPTIONS)
-    whole, parts = engine._asked(), []
+    whole, parts = all_told(engine), []
     for rank in (0, 1):
 
         class Half(type(engine.mesh)):  # type: ignore[misc]
@@ -164,7 +168,7 @@ def test_two_ranks_that_ask_half_the_groups_each_add_up_to_one(tmp_path: Path, m
 
         half = engine.mesh
         engine.mesh = Half()
-        parts.append(engine._asked())
+        parts.append(all_told(engine))
         engine.mesh = half
     for name, total in whole.items():
         torch.testing.assert_close(parts[0][name] + parts[1][name], total)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fedscale.config.schema import FederateConfig
 from fedscale.errors import UserError
-from fedscale.federated.engine import Engine, _Record
+from fedscale.federated.engine import Engine
 from fedscale.federated.methods import Batch, Problem, method_class
 from fedscale.federated.methods.fedgrab import class_shares, tail_of
+from fedscale.federated.record import RoundRecord
 from tests.federated.engine_support import trained
 from tests.federated.methods.support import (
     WAYS,
@@ -145,7 +146,7 @@ def test_a_saved_round_goes_on_with_the_clients_rows(tmp_path: Path) -> None:
 
 def test_rows_that_ranks_fill_in_for_their_own_clients_add_up_to_all() -> None:
     rows = torch.randn(4, 12, dtype=torch.float64)
-    ranks = [_Record(4, 2, 2, 12) for _ in range(2)]
+    ranks = [RoundRecord(4, 2, 2, 12) for _ in range(2)]
     ranks[0].kept[[0, 3]], ranks[1].kept[[1, 2]] = rows[[0, 3]], rows[[1, 2]]
     assert torch.equal(ranks[0].of(ranks[0].numbers + ranks[1].numbers).kept, rows)
 
