@@ -1,0 +1,194 @@
+"""The demo's stages on a Slurm cluster of two nodes: killed, preempted, robbed of a node, and the same in the end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedscale import api
+from tests.cluster.slurm import Slurm
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+WORDS = [
+    "configs/demo.yaml", "variant=full", "seeds=[1]", "threads=1", "model.norm=group", "caption.kinds=[description]",
+    "caption.max_images=1000", "caption.batch_size=64", "caption.flush_every=64", "pretrain.lr=0.001",
+    "pretrain.epochs=1", "pretrain.probe.enabled=false", "federate.rounds=5", "federate.local_epochs=1",
+    "federate.aggregate.exact=true", "align.epochs=2", "align.images_per_class=8",
+]  # fmt: skip
+STAGES = ("prepare", "caption", "pretrain", "federate", "align", "report")
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """The pipeline's jobs by stage, after all that was done to them."""
+
+    folder: Path
+    jobs: dict[str, str]
+    slurm: Slurm
+
+    def stage(self, name: str) -> Path:
+        return self.folder / "runs" / "demo" / "full-s1" / name
+
+    def log(self, stage: str) -> str:
+        return "".join(path.read_text() for path in sorted((self.folder / "runs/demo/slurm").glob(f"{stage}-*.log")))
+
+
+def fedscale(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedscale", *words], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+def lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def processes(**variables: str) -> list[int]:
+    """Process ids of `python -m fedscale` that were started with these variables."""
+    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words, given = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+            if b"python" in words[0] and b"fedscale" in words[1:4] and wanted <= set(given):
+                found.append(int(folder.name))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+@pytest.fixture(scope="module")
+def disturbed(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
+    folder = tmp_path_factory.mktemp("slurm") / "of two nodes"
+    folder.mkdir()
+    asked = ["--nodes", "2", "--array", "2", "--throttle", "2", "--time", "10:00", "--partition", "main", "--json"]
+    done = fedscale(folder, "submit", *WORDS, *asked)
+    assert done.returncode == 0, done.stderr
+    run = Disturbed(folder, {row["stage"]: row["job"] for row in json.loads(done.stdout)}, slurm)
+    for disturb in (_kill_a_captioning_task, _preempt_pretraining, _preempt_federation, _take_a_node_from_alignment):
+        disturb(run)
+    slurm.until(lambda: slurm.state(run.jobs["report"]) not in ("PENDING", "RUNNING"), "the report ends")
+    yield run
+
+
+def _kill_a_captioning_task(run: Disturbed) -> None:
+    job = run.jobs["caption"]
+    begun = run.stage("caption")
+    run.slurm.until(lambda: any(path.stat().st_size for path in begun.glob("*.part*")), "captions are kept", job)
+    found = processes(SLURM_ARRAY_JOB_ID=job, SLURM_ARRAY_TASK_ID="1")
+    assert found, "task 1 captions"
+    for number in found:
+        os.kill(number, signal.SIGKILL)
+
+
+def _preempt_pretraining(run: Disturbed) -> None:
+    metrics = run.stage("pretrain") / "metrics.jsonl"
+    run.slurm.until(lambda: lines(metrics) >= 2, "two steps of pretraining", run.jobs["pretrain"])
+    run.slurm.run("scancel", "--signal=TERM", "--batch", run.jobs["pretrain"])
+
+
+def _preempt_federation(run: Disturbed) -> None:
+    metrics = run.stage("federate") / "metrics.jsonl"
+    run.slurm.until(lambda: lines(metrics) >= 1, "a round of federation", run.jobs["federate"])
+    run.slurm.run("scancel", "--signal=TERM", run.jobs["federate"])  # the ranks are told, and not the job's script
+
+
+def _take_a_node_from_alignment(run: Disturbed) -> None:
+    job = run.jobs["align"]
+    run.slurm.until(lambda: len(processes(SLURM_JOB_ID=job)) >= 2, "alignment begins on two nodes", job)
+    run.slurm.set_node("node2", "DOWN")
+    run.slurm.until(lambda: run.slurm.state(job) == "PENDING", "alignment waits for its node", job)
+    run.slurm.set_node("node2", "RESUME")
+
+
+def test_every_stage_ends_well(disturbed: Disturbed) -> None:
+    assert tuple(disturbed.jobs) == STAGES
+    for stage, job in disturbed.jobs.items():
+        for task in disturbed.slurm.tasks(job):
+            assert (task["JobState"], task["ExitCode"]) == ("COMPLETED", "0:0"), f"{stage}\n{disturbed.log(stage)}"
+    (row,) = json.loads((disturbed.folder / "runs/demo/report/summary.json").read_text())[:1]
+    assert row["variant"] == "full" and row["all"] > 0
+
+
+def test_the_killed_task_is_started_again_and_captions_what_is_left(disturbed: Disturbed) -> None:
+    restarts = {task["ArrayTaskId"]: task["Restarts"] for task in disturbed.slurm.tasks(disturbed.jobs["caption"])}
+    assert restarts == {"0": "0", "1": "1"}
+    assert "ended with 137 and is started again" in disturbed.log("caption")
+    written = "".join(path.read_text() for path in disturbed.stage("caption").glob("*.jsonl"))
+    rows = [json.loads(line) for line in written.splitlines()]
+    assert len({row["key"] for row in rows}) == len(rows) == 1000 and {row["status"] for row in rows} == {"ok"}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "federate"])
+def test_a_preempted_stage_saves_its_state_and_goes_on(disturbed: Disturbed, stage: str) -> None:
+    assert disturbed.slurm.job(disturbed.jobs[stage])["Restarts"] == "1"
+    log = disturbed.log(stage)
+    assert f"{stage}: stopped " in log and f"{stage}: resuming after " in log, log
+
+
+def test_a_job_that_loses_a_node_is_started_again(disturbed: Disturbed) -> None:
+    assert disturbed.slurm.job(disturbed.jobs["align"])["Restarts"] == "1"
+    assert ", start 2, on node[1-2]" in disturbed.log("align")
+
+
+def test_the_result_is_that_of_one_undisturbed_process(
+    disturbed: Disturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Federation bit for bit, from the same weights; the others but for rounding."""
+    monkeypatch.chdir(tmp_path)
+    shards = f"data.dir={next((disturbed.folder / 'shards').glob('shapes-*'))}"
+    for stage, before, tolerance in (
+        ("pretrain", ["caption"], 1e-4), ("federate", ["caption", "pretrain"], 0.0),
+        ("align", ["caption", "pretrain", "federate"], 1e-4),
+    ):  # fmt: skip
+        config = api.load_config(*WORDS, shards, f"name={stage}")
+        for done in before:
+            (held,) = (disturbed.folder / "runs/demo/shared").glob(f"{done}-*")
+            shutil.copytree(held, tmp_path / "runs" / stage / "shared" / held.name)
+        api.stage(config, stage)
+        weights = api.WEIGHTS[stage]
+        alone = load_file(tmp_path / "runs" / stage / "full-s1" / stage / weights)
+        on_slurm = load_file(disturbed.stage(stage) / weights)
+        assert alone.keys() == on_slurm.keys()
+        for name, weight in alone.items():
+            torch.testing.assert_close(on_slurm[name], weight, rtol=0, atol=tolerance)
+
+
+def test_the_run_folder_tells_what_was_submitted(disturbed: Disturbed) -> None:
+    folder = disturbed.folder / "runs/demo/slurm"
+    told = json.loads((folder / "pipeline.json").read_text())
+    assert told["commit"].startswith(("commit ", "installed")) and told["versions"]["torch"] == torch.__version__
+    assert told["request"]["nodes"] == 2 and (folder / told["config"]).exists()
+    (line,) = (folder / "submitted.jsonl").read_text().splitlines()
+    assert [job["job"] for job in json.loads(line)["jobs"]] == list(disturbed.jobs.values())
+    assert told["commit"] in disturbed.log("federate") and told["config"] in disturbed.log("federate")
+
+
+def test_a_task_a_rank_reads_copies_on_its_nodes_disk(
+    disturbed: Disturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (shards,) = (disturbed.folder / "shards").glob("shapes-*")
+    words = [*WORDS, "variant=fedavg", "federate.rounds=1", f"data.dir={shards}"]
+    disk = tmp_path / "the node's disk"
+    asked = ["--stage", "federate", "--launcher", "srun", "--nodes", "2", "--stage-in", str(disk), "--json"]
+    done = fedscale(tmp_path, "submit", *words, *asked)
+    assert done.returncode == 0, done.stderr
+    ((stage, job),) = [(row["stage"], row["job"]) for row in json.loads(done.stdout)]
+    config = api.load_config(*words, "name=alone")
+    api.stage(config, "federate")
+    disturbed.slurm.until(lambda: disturbed.slurm.state(job) == "COMPLETED", "federation", job)
+    log = "".join(path.read_text() for path in (tmp_path / "runs/demo/slurm").glob("federate-*.log"))
+    assert stage == "federate" and f"copying {shards} to {disk / shards.name}" in log
+    alone, on_slurm = (tmp_path / f"runs/{name}/fedavg-s1/federate/model.safetensors" for name in ("alone", "demo"))
+    assert alone.read_bytes() == on_slurm.read_bytes()
