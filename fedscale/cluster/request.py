@@ -9,7 +9,7 @@ from fedscale.config.checks import require
 
 STAGES = ("caption", "pretrain", "federate", "align", "report", "pipeline")
 LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "srun")
-WORD = re.compile(r"[\w.,:+%@/=*-]+")  # of one option of sbatch's, as all real ones are
+WORD = re.compile(r"[^\s\"'\\#]+")  # of a line `#SBATCH`, which no shell reads
 VARIABLE = re.compile(r"\$(\w+|\{\w+\})(/.*)?")  # a node's own folder may have a name that the node alone knows
 
 

@@ -155,6 +155,7 @@ def test_the_result_is_that_of_one_undisturbed_process(
         for done in before:
             (held,) = (disturbed.folder / "runs/demo/shared").glob(f"{done}-*")
             shutil.copytree(held, tmp_path / "runs" / stage / "shared" / held.name)
+            api.stage(config, done)  # complete: nothing but the run's link to it is made
         api.stage(config, stage)
         weights = api.WEIGHTS[stage]
         alone = load_file(tmp_path / "runs" / stage / "full-s1" / stage / weights)
@@ -167,7 +168,9 @@ def test_the_result_is_that_of_one_undisturbed_process(
 def test_the_run_folder_tells_what_was_submitted(disturbed: Disturbed) -> None:
     folder = disturbed.folder / "runs/demo/slurm"
     told = json.loads((folder / "pipeline.json").read_text())
-    assert told["commit"].startswith(("commit ", "installed")) and told["versions"]["torch"] == torch.__version__
+    assert told["commit"].startswith(("commit ", "installed")) and torch.__version__.startswith(
+        told["versions"]["torch"]
+    )
     assert told["request"]["nodes"] == 2 and (folder / told["config"]).exists()
     (line,) = (folder / "submitted.jsonl").read_text().splitlines()
     assert [job["job"] for job in json.loads(line)["jobs"]] == list(disturbed.jobs.values())
