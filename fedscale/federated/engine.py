@@ -212,11 +212,6 @@ class Engine:
     def _explained(self, error: Exception) -> Exception:
         """What a client's training ran into, as a UserError where it is one, or as it is."""
         batch = self.config.federate.batch_size
-        if "more than 1 value per channel" in str(error):
-            return UserError(
-                f"federate.batch_size={batch}: a client's last batch is one image, of which batch norm cannot take "
-                "statistics; choose another batch size, or a model with group norm"
-            )
         if is_out_of_memory(error):
             return UserError(
                 f"federate.batch_size={batch}: out of memory with one client; choose smaller batches, a larger device, "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +87,28 @@ def check_fit(
                 f"{method.problem.num_classes}; use a teacher of the same classes"
             )
     method.check(model, teacher)
+
+
+@torch.no_grad()
+def check_last_batches(
+    model: nn.Module, sizes: Sequence[int], batch_size: int, image_shape: tuple[int, int, int]
+) -> None:
+    """Raises UserError where a client's last batch is one image and the model cannot be trained on one.
+
+    Batch norm takes no statistics of a single value a channel, as deep models have of one small image; without this
+    it would be found out rounds later, when such a client is drawn. `sizes` are the clients' numbers of samples.
+    """
+    lonely = next((client for client, size in enumerate(sizes) if size and (size - 1) % batch_size == 0), None)
+    if lonely is None:
+        return
+    example, trial = next(model.parameters()), copy.deepcopy(model).train()
+    try:
+        with torch.random.fork_rng([example.device] if example.device.type == "cuda" else []):
+            trial(torch.zeros(1, *image_shape, dtype=example.dtype, device=example.device))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"federate.batch_size={batch_size}: the last batch of client {lonely} ({sizes[lonely]} images) is one, "
+            "and of one image batch norm cannot take statistics; choose another batch size, or a model with group norm"
+        ) from None

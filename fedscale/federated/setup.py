@@ -30,7 +30,7 @@ from fedscale.federated.checkpoint import kept_tables, newest_table
 from fedscale.federated.client_state import ClientStates, next_launch
 from fedscale.federated.data import RoundData
 from fedscale.federated.engine import Engine
-from fedscale.federated.fit import check_fit, problem_of
+from fedscale.federated.fit import check_fit, check_last_batches, problem_of
 from fedscale.federated.flat import FlatLayout, FlatModel, ModelHost
 from fedscale.federated.methods import Method, make_method
 from fedscale.federated.plan import local_steps
@@ -60,6 +60,7 @@ def build_engine(
     settings = config.federate
     method = make_method(settings, problem_of(model, data.image_shape, len(clients)))
     check_fit(method, model, settings, data, teacher or {})
+    check_last_batches(model, [len(rows) for rows in clients], settings.batch_size, data.image_shape)
     if mesh.device.type == "cpu":
         keep_freed_memory()
     if settings.precision != "fp32" and mesh.device.type == "cpu":

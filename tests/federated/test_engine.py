@@ -1,5 +1,6 @@
 """A round is the weighted mean of its clients' own training; what diverges, stops or fails changes nothing else."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from fedscale.errors import UserError
 from fedscale.federated.backends import RoundStart, Trained
 from fedscale.federated.checkpoint import newest_round, restore, save_round
 from fedscale.federated.engine import Engine
-from tests.federated.engine_support import SIZES, make_engine, settings, trained
+from fedscale.federated.fit import check_last_batches
+from tests.federated.engine_support import MODELS, SIZES, make_engine, settings, trained
 
 
 class Poisoned:
@@ -141,17 +143,15 @@ def test_a_checkpoint_of_another_model_names_what_differs(tmp_path: Path) -> Non
         newest_round(tmp_path, layout)
 
 
-def test_a_last_batch_of_one_image_under_batch_norm_is_one_line() -> None:
-    options = settings(batch_size=12)  # a client of 13 images
-    engine = make_engine(options)
-    engine.host.model.layer3.bn2 = torch.nn.BatchNorm2d(16)
-    engine.cohort = lambda number: [0]  # type: ignore[method-assign]
-
-    class Refusing(Poisoned):
-        def train(self, start: RoundStart, plan: Any) -> Iterator[Trained]:
-            raise ValueError("Expected more than 1 value per channel when training, got input size [1, 16]")
-            yield  # pragma: no cover
-
-    engine.backend = Refusing(engine, set())
-    with pytest.raises(UserError, match=r"federate\.batch_size=12: a client's last batch is one image"):
-        engine.round(1)
+def test_a_last_batch_of_one_image_that_batch_norm_cannot_take_is_refused_before_any_round() -> None:
+    flat = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(432, 4), torch.nn.BatchNorm1d(4))
+    before = copy.deepcopy(flat.state_dict())
+    with pytest.raises(
+        UserError, match=r"federate\.batch_size=12: the last batch of client 1 \(13 images\) is one"
+    ):
+        check_last_batches(flat, [24, 13, 12], 12, (3, 12, 12))
+    with pytest.raises(UserError, match=r"federate\.batch_size=1: the last batch of client 0 "):
+        check_last_batches(flat, [24], 1, (3, 12, 12))
+    check_last_batches(flat, [24, 14, 0], 12, (3, 12, 12))
+    check_last_batches(MODELS["resnet8"](), [13], 12, (3, 12, 12))  # many pixels a channel
+    assert all(torch.equal(tensor, before[name]) for name, tensor in flat.state_dict().items())
