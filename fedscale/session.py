@@ -39,17 +39,20 @@ class Session:
         launcher among them its ranks once more. Who will not wait has SIGINT and SIGKILL.
         """
         previous = {number: signal.getsignal(number) for number in signals}
+        asked = False
 
         def restore(*numbers: signal.Signals) -> None:
             for number in numbers:
                 signal.signal(number, previous[number])
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            again = self.stop_requested
+            nonlocal asked
+            if asked:  # perhaps in the middle of what follows, which holds locks that are not re-entrant
+                return
+            asked = True
             self.stop.set()
             restore(*(one for one in signals if one != signal.SIGTERM))
-            if not again:
-                self.reporter.say(f"{signal.Signals(number).name}: stopping at the next step; SIGINT stops at once")
+            self.reporter.say(f"{signal.Signals(number).name}: stopping at the next step; SIGINT stops at once")
 
         for number in signals:
             signal.signal(number, on_signal)
