@@ -195,3 +195,16 @@ def test_a_task_a_rank_reads_copies_on_its_nodes_disk(
     assert stage == "federate" and f"copying {shards} to {disk / shards.name}" in log
     alone, on_slurm = (tmp_path / f"runs/{name}/fedavg-s1/federate/model.safetensors" for name in ("alone", "demo"))
     assert alone.read_bytes() == on_slurm.read_bytes()
+
+
+def test_a_mistake_in_the_config_ends_the_job_and_is_not_tried_again(disturbed: Disturbed, tmp_path: Path) -> None:
+    """Two nodes, of which the second is ended because of the first: the code is the mistake's all the same."""
+    (shards,) = (disturbed.folder / "shards").glob("shapes-*")
+    asked = ["--stage", "federate", "--nodes", "2", "--restarts", "0", "--json"]
+    done = fedscale(tmp_path, "submit", *WORDS, f"data.dir={shards}", *asked)  # without any pretraining before
+    (job,) = [row["job"] for row in json.loads(done.stdout)]
+    disturbed.slurm.until(lambda: disturbed.slurm.state(job) not in ("PENDING", "RUNNING"), "the job ends")
+    found = disturbed.slurm.job(job)
+    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "2:0", "0")
+    log = "".join(path.read_text() for path in (tmp_path / "runs/demo/slurm").glob("federate-*.log"))
+    assert "run `fedscale pretrain` first" in log

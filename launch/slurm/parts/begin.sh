@@ -19,8 +19,10 @@ echo "$(date -Is) job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_
 told=no
 trap 'told=yes; scancel --signal=TERM "$job" || true' TERM
 
-# Run a step, and end the job when it fails. It runs in the background, because bash takes notice of a signal only while it
-# waits. The signal ends the waiting, not the step, which saves its state now and is waited for again.
+# Run a step, and end the job when it fails, with the code of the step or of the first task to fail, where tasks note it.
+# It runs in the background, because bash takes notice of a signal only while it waits. The signal ends the waiting, not
+# the step, which saves its state now and is waited for again.
+codes=/dev/null
 run() {
     if [ "$told" = yes ]; then end_job 75; fi # between two steps
     local status=0
@@ -30,13 +32,16 @@ run() {
         status=0
         wait "$!" || status=$?
     done
+    if [ -s "$codes" ]; then read -r status <"$codes"; fi
     if [ "$status" -ne 0 ]; then end_job "$status"; fi
 }
 
-# End the job with a step's exit code. 75: stopped by a signal with the state saved; some launchers make 1 of it, so that
-# after a signal any failure is taken for that. Above 128: killed (memory, a lost card), to be tried again three times.
+# End the job with a step's exit code. 75: stopped by a signal with the state saved. The deepspeed launcher makes 1 of it,
+# so that any failure is taken for it after a signal, and in a job whose nodes Slurm takes for another one (of which it
+# tells the steps alone). Above 128: killed (memory, a lost card), to be tried again three times.
 end_job() {
-    if [ "$1" -eq 75 ] || [ "$told" = yes ] || { [ "$1" -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; }; then
+    if [ "$1" -eq 75 ] || [ "$told" = yes ] || scontrol show job "$job" | grep -q 'PreemptTime=[0-9]' ||
+        { [ "$1" -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; }; then
         echo "$(date -Is) job $job ended with $1 and is started again"
         scontrol requeue "$job"
     fi

@@ -1,4 +1,4 @@
 # One task a rank: srun starts them all, and Slurm's own variables tell each which it is.
 launch_ranks() {
-    exec __PYTHON__ -m fedscale "$@"
+    __PYTHON__ -m fedscale "$@"
 }

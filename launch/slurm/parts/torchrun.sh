@@ -1,8 +1,8 @@
 # One task a node: torchrun's agent, which starts the ranks of its node and, when one of them dies, all ranks of all nodes
-# again, from the last checkpoint. The agents meet at the first node's, which is told that it is the host: its own name may
-# lead to another address than Slurm's. A task's shell knows the number of its node, SLURM_NODEID; this one's has another.
+# again, from the last checkpoint. The agents meet at the first node's, which is told that it is the host: its own name
+# may lead to another address than Slurm's. A task's shell knows the number of its node, SLURM_NODEID; this one does not.
 launch_ranks() {
-    exec __PYTHON__ -m fedscale.cluster.launcher torch.distributed.run \
+    __PYTHON__ -m fedscale.cluster.launcher torch.distributed.run \
         --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=__RANKS__ --max-restarts=__RESTARTS__ \
         --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" \
         --rdzv-conf="is_host=$((SLURM_NODEID == 0))" -m fedscale "$@"
