@@ -25,7 +25,8 @@ def modules_after(code: str) -> set[str]:
 def test_help_names_every_command_and_imports_no_torch() -> None:
     shown = fedscale("--help")
     assert shown.returncode == 0
-    for command in ("run", "caption", "pretrain", "federate", "align", "report", "fetch", "methods", "shards", "sweep"):
+    stages = ("run", "prepare", "caption", "pretrain", "federate", "align", "report")
+    for command in (*stages, "fetch", "methods", "shards", "sweep", "submit"):
         assert f"│ {command} " in shown.stdout
     assert "torch" not in modules_after("import fedscale.cli")
 

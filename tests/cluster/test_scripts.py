@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fedscale.cli import app
 from fedscale.cluster.render import directive, node_folder
 from fedscale.cluster.request import LAUNCHERS, Request
 from fedscale.cluster.submit import submit, write_scripts
@@ -149,3 +151,29 @@ def test_the_config_that_jobs_read_is_the_one_that_was_submitted(here: Path) -> 
     assert load_config([str(snapshot)]) == config
     other = write_scripts(load_config([*WORDS, "federate.lr=0.1"]), Request(stage="federate"))
     assert str(snapshot) not in other.script("federate").read_text() and snapshot.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--nodes", "0"], "error: --nodes=0: expected 1 or more"),
+        (["--launcher", "mpirun"], "error: --launcher=mpirun: expected one of torchrun, accelerate, deepspeed, srun"),
+        (["--time", "1 hour"], "error: --time='1 hour': expected a word as sbatch takes it"),
+        (["federate.lrr=1"], "error: federate.lrr: unknown key; did you mean federate.lr?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(words: list[str], line: str) -> None:
+    done = CliRunner().invoke(app, ["submit", *WORDS, *words])
+    assert done.exit_code == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_print_shows_the_script_and_json_the_jobs(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["submit", *WORDS, "--stage", "align", "--print"])
+    assert shown.exit_code == 0 and shown.stdout == Path("runs/demo/slurm/align.sbatch").read_text()
+    executable(tmp_path / "bin" / "sbatch", "echo 5")
+    told = CliRunner().invoke(app, ["submit", *WORDS, "--stage", "align", "--json"])
+    assert told.exit_code == 0 and [(row["stage"], row["job"]) for row in json.loads(told.stdout)] == [
+        ("prepare", "5"),
+        ("align", "5"),
+    ]
