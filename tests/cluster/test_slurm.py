@@ -163,6 +163,11 @@ def test_the_result_is_that_of_one_undisturbed_process(
         assert alone.keys() == on_slurm.keys()
         for name, weight in alone.items():
             torch.testing.assert_close(on_slurm[name], weight, rtol=0, atol=tolerance)
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "runs/pretrain/full-s1/pretrain", disturbed.stage("pretrain"))
+    ]
+    assert len(losses[0]) > 10 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_run_folder_tells_what_was_submitted(disturbed: Disturbed) -> None:
