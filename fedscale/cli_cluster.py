@@ -37,7 +37,9 @@ def submit(
     stage_in: Annotated[
         str, typer.Option(metavar="FOLDER", help="A disk of each node's own to copy shards and hub weights to.")
     ] = DEFAULT.stage_in,
-    container: Annotated[str, typer.Option(metavar="IMAGE", help="Apptainer image to run in.")] = DEFAULT.container,
+    container: Annotated[
+        str, typer.Option(metavar="IMAGE", help="Apptainer image to run in; folders elsewhere: by APPTAINER_BIND.")
+    ] = DEFAULT.container,
     option: Annotated[
         list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="Another option of sbatch's; repeatable.")
     ] = None,

@@ -41,7 +41,7 @@ def write_scripts(config: Config, request: Request) -> Submission:
     The jobs read this config, so that changes to the YAML files reach no job that waits. Raises UserError for a stage
     that no run of the config has, and for values that Slurm's scripts cannot name.
     """
-    if request.container.startswith(("/", ".")) and not Path(request.container).exists():
+    if request.container and "://" not in request.container and not Path(request.container).exists():
         raise UserError(f"--container={request.container}: no such file; build it by launch/apptainer/fedscale.def")
     stages = _stages(config, request.stage)
     folder = (Path(config.out) / config.name / "slurm").resolve()
