@@ -62,6 +62,8 @@ else
 fi
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 export OMP_NUM_THREADS=1
+# torchrun: a meeting place for each start of the ranks, as in launch/slurm/parts/torchrun.sh.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 # The launcher of a node with the stage's words, in the node's network.
 launch_node() {

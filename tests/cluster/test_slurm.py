@@ -202,6 +202,28 @@ def test_a_task_a_rank_reads_copies_on_its_nodes_disk(
     assert alone.read_bytes() == on_slurm.read_bytes()
 
 
+def test_all_ranks_are_started_again_when_one_is_killed(
+    disturbed: Disturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torchrun, on both nodes, without another job; from the last round, to the same bits."""
+    monkeypatch.chdir(tmp_path)
+    (shards,) = (disturbed.folder / "shards").glob("shapes-*")
+    words = [*WORDS, "variant=fedavg", f"data.dir={shards}"]
+    done = fedscale(tmp_path, "submit", *words, "--stage", "federate", "--nodes", "2", "--json")
+    (job,) = [row["job"] for row in json.loads(done.stdout)]
+    run = tmp_path / "runs/demo/fedavg-s1/federate"
+    disturbed.slurm.until(lambda: lines(run / "metrics.jsonl") >= 2, "two rounds", job)
+    os.kill(processes(SLURM_JOB_ID=job, RANK="1")[0], signal.SIGKILL)
+    config = api.load_config(*words, "name=alone")
+    api.stage(config, "federate")
+    disturbed.slurm.until(lambda: disturbed.slurm.state(job) == "COMPLETED", "federation", job)
+    assert disturbed.slurm.job(job)["Restarts"] == "0"
+    log = "".join(path.read_text() for path in (tmp_path / "runs/demo/slurm").glob("federate-*.log"))
+    assert "error: federate: rank 1 (host " in log and "federate: resuming after round " in log
+    alone = tmp_path / "runs/alone/fedavg-s1/federate/model.safetensors"
+    assert alone.read_bytes() == (run / "model.safetensors").read_bytes()
+
+
 def test_a_mistake_in_the_config_ends_the_job_and_is_not_tried_again(disturbed: Disturbed, tmp_path: Path) -> None:
     """Two nodes, of which the second is ended because of the first: the code is the mistake's all the same."""
     (shards,) = (disturbed.folder / "shards").glob("shapes-*")
