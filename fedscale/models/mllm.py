@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedscale.config.schema import MllmConfig
 from fedscale.errors import UserError
+from fedscale.models.cache_word import cache_word
 from fedscale.models.chat import chat_text
 from fedscale.models.hub import dtype_on, explained, local_folder, offline_where_unreachable, without_bars
 from fedscale.rng import derive
@@ -84,7 +85,7 @@ class Mllm:
         answers = [self._answer_ids(question, _fill(answer, name)) for name in class_names]
         step = max(1, MAX_ROWS // len(images))
         parts = [
-            self._continuations(prompt.past_key_values, first, answers[start : start + step])
+            self._continuations(prompt[cache_word(self.model)], first, answers[start : start + step])
             for start in range(0, len(answers), step)
         ]
         return torch.cat(parts, dim=1)
@@ -127,7 +128,8 @@ class Mllm:
             counted[row, : len(answer)] = True
         cache = copy.deepcopy(cache)
         cache.batch_repeat_interleave(count)
-        logits = self.model(input_ids=ids.repeat(batch, 1), past_key_values=cache, use_cache=True).logits
+        read = {cache_word(self.model): cache}
+        logits = self.model(input_ids=ids.repeat(batch, 1), use_cache=True, **read).logits
         later = logits.float().log_softmax(-1).view(batch, count, longest, -1)
         predicted = torch.cat([first[:, None, None].expand(-1, count, 1, -1), later[:, :, :-1]], dim=2)
         chosen = predicted.gather(-1, ids.expand(batch, -1, -1)[..., None])[..., 0]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedscale.models.cache_word import cache_word
 from fedscale.models.generation.prompts import Encoded, Row
 from fedscale.models.generation.slots import SlotCache
 
@@ -23,7 +24,7 @@ class Decoder:
     def __init__(self, model: Any) -> None:
         self.embed = model.get_input_embeddings()
         self.device = self.embed.weight.device  # the first one of a model that lies on several
-        self._model = model
+        self._model, self._cache_word = model, cache_word(model)
         self._adds_mask = model.config.get_text_config()._attn_implementation == "eager"
 
     def __call__(self, cache: SlotCache, lengths: Sequence[int], positions: Tensor, **tokens: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class Decoder:
             **tokens,
             position_ids=positions,
             attention_mask=seen,  # four-dimensional, which transformers takes as it is
-            past_key_values=cache,
+            **{self._cache_word: cache},
             use_cache=True,
             logits_to_keep=1,
         )

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from fedscale.models.cache_word import cache_word
 from fedscale.models.generation.prefill import Decoder, Prefill
 from fedscale.models.generation.prompts import REFUSALS, Row, refusal
 from fedscale.models.generation.slots import SlotCache
 
-ARGUMENTS = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values", "logits_to_keep")
+ARGUMENTS = ("inputs_embeds", "attention_mask", "position_ids", "logits_to_keep")
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # of a generation config, where anything else changes a greedy answer
     "repetition_penalty": (None, 1.0),
     "no_repeat_ngram_size": (None, 0),
@@ -42,7 +43,7 @@ def against(model: Any) -> str | None:
     """Why the loop cannot be right for the model by its config, or none."""
     text = model.config.get_text_config()
     arguments = inspect.signature(model.forward).parameters
-    missing = [name for name in ARGUMENTS if name not in arguments]
+    missing = [name for name in (*ARGUMENTS, cache_word(model)) if name not in arguments]
     inner = getattr(model, "model", model)
     rope = getattr(text, "rope_parameters", None) or {}
     changed = [name for name, fine in NEUTRAL.items() if getattr(model.generation_config, name, None) not in fine]
