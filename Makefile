@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo demo-teachers demo-search test lint lock clean
+.PHONY: help install demo demo-teachers demo-search test lint docs lock clean
 
 help:
 	@echo "make demo           install and run the embedded demo: all three stages, four variants, two seeds"
 	@echo "make test           install and run the tests"
 	@echo "make lint           ruff, mypy and shellcheck"
+	@echo "make docs           build the site of docs/ into site/; a broken link is an error"
 	@echo "make demo-teachers  train the demo's tiny CLIP and tiny LLaVA again, from scratch"
 	@echo "make demo-search    choose the demo's learning rates again, on the validation split"
 	@echo "make lock           write constraints.txt anew from the newest versions that setup.py admits"
@@ -40,6 +41,9 @@ lint: $(STAMP)
 	$(BIN)/shellcheck .ci/run launch/*.sh launch/slurm/*.sbatch
 	$(BIN)/shellcheck --shell=bash --exclude=SC2154 launch/slurm/parts/*.sh  # whose variables other parts set
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --editable '.[dev]'
@@ -47,4 +51,4 @@ lock:
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

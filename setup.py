@@ -18,6 +18,7 @@ def data_packages() -> dict[str, str]:
 
 
 DATA = data_packages()
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings-python>=2,<3"]  # the site: make docs
 
 setup(
     name="mllm-fedscale",
@@ -69,7 +70,9 @@ setup(
         "gcs": ["gcsfs>=2024.6"],  # … and on gs://
         "openai": ["openai>=2,<4"],  # caption.engine=openai
         "vllm": ["vllm>=0.11"],  # caption.engine=vllm; brings a torch of its own, so give it an environment of its own
+        "docs": DOCS,
         "dev": [
+            *DOCS,
             "s3fs>=2024.6",
             "moto[server]>=5.2,<6",
             "openai>=2,<4",
