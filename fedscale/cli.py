@@ -12,6 +12,7 @@ import typer
 from fedscale import __version__
 from fedscale.cli_cluster import prepare, submit
 from fedscale.cli_common import AsJson, DryRun, Words, console, exits, show_report
+from fedscale.cli_doctor import doctor
 from fedscale.cli_methods import methods_table
 from fedscale.cli_shards import shards_app
 from fedscale.cli_sweep import sweep
@@ -34,6 +35,7 @@ app.add_typer(shards_app)
 app.command()(sweep)
 app.command()(submit)
 app.command()(prepare)
+app.command()(doctor)
 
 
 def main() -> None:

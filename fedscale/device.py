@@ -49,8 +49,13 @@ def keep_freed_memory() -> None:
         tune(option, value)
 
 
+def threads_for(config: Config) -> int:
+    """CPU threads of this process: `threads`, or the cores for each job or rank of this host."""
+    return config.threads or max(1, cores() // max(config.jobs, sharing(cores())))
+
+
 def use_threads(config: Config) -> int:
-    """Set this process's CPU threads to `threads`, or to the cores for each job or rank of this host; returns them."""
-    threads = config.threads or max(1, cores() // max(config.jobs, sharing(cores())))
+    """Set this process's CPU threads to those that are for it; returns them."""
+    threads = threads_for(config)
     torch.set_num_threads(threads)
     return threads

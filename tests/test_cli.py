@@ -26,7 +26,7 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
     shown = fedscale("--help")
     assert shown.returncode == 0
     stages = ("run", "prepare", "caption", "pretrain", "federate", "align", "report")
-    for command in (*stages, "fetch", "methods", "shards", "sweep", "submit"):
+    for command in (*stages, "fetch", "methods", "shards", "sweep", "submit", "doctor"):
         assert f"│ {command} " in shown.stdout
     assert "torch" not in modules_after("import fedscale.cli")
 

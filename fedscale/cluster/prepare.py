@@ -81,11 +81,12 @@ def _repositories(config: Config) -> list[str]:
         if teachers.lm.model:
             found.append(teachers.lm.model)
         if not teachers.offline.enabled:
-            found += [teachers.mllm.model, _clip_repository(teachers.clip.model, teachers.clip.pretrained)]
+            found += [teachers.mllm.model, clip_repository(teachers.clip.model, teachers.clip.pretrained)]
     return [name for name in dict.fromkeys(found) if name and not _is_local(name)]
 
 
-def _clip_repository(model: str, pretrained: str | None) -> str:
+def clip_repository(model: str, pretrained: str | None) -> str:
+    """The hub repository that open_clip takes these weights from; empty for local ones and those of other sites."""
     if model.startswith("hf-hub:"):
         return model.removeprefix("hf-hub:")
     if _is_local(model) or not pretrained or os.path.isfile(pretrained):
