@@ -4,8 +4,8 @@ import pytest
 
 from fedscale.data.manifest import ShardInfo
 from fedscale.distributed.launch import Worker
-from fedscale.server.caption import work
 from fedscale.lease import Leases
+from fedscale.server.caption import work
 
 SHARDS = [ShardInfo(f"pool/{n:05d}.tar", 1, 1, "", {}) for n in range(10)]
 
