@@ -146,9 +146,7 @@ def test_a_checkpoint_of_another_model_names_what_differs(tmp_path: Path) -> Non
 def test_a_last_batch_of_one_image_that_batch_norm_cannot_take_is_refused_before_any_round() -> None:
     flat = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(432, 4), torch.nn.BatchNorm1d(4))
     before = copy.deepcopy(flat.state_dict())
-    with pytest.raises(
-        UserError, match=r"federate\.batch_size=12: the last batch of client 1 \(13 images\) is one"
-    ):
+    with pytest.raises(UserError, match=r"federate\.batch_size=12: the last batch of client 1 \(13 images\) is one"):
         check_last_batches(flat, [24, 13, 12], 12, (3, 12, 12))
     with pytest.raises(UserError, match=r"federate\.batch_size=1: the last batch of client 0 "):
         check_last_batches(flat, [24], 1, (3, 12, 12))
