@@ -202,6 +202,7 @@ class ShardedBackend:
         gradients = Blocks(self._gradient(p)[None] for p in self.sharded.parameters.values())
         descend(self.method, self._view, gradients)
         model.zero_grad(set_to_none=True)
+        self.method.stepped(clients.tallies)
         return losses.detach().double().sum()[None] / size
 
     @staticmethod

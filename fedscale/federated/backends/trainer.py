@@ -137,6 +137,8 @@ class LaneTrainer:
         with torch.enable_grad():
             losses = self.losses(view, images, labels, side)
         self.update(view, losses)
+        if self.tallies:
+            self.method.stepped({name: tally[lanes] for name, tally in self.tallies.items()})
         return losses.detach()
 
     def losses(self, view: LaneView, images: Tensor, labels: Tensor, side: dict[str, Tensor]) -> Tensor:

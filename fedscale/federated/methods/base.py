@@ -150,6 +150,12 @@ class Method:
     def adjust(self, lanes: LaneView, gradients: Blocks) -> None:
         """Change the gradients of a step in place."""
 
+    def stepped(self, tallies: Mapping[str, Tensor]) -> None:
+        """After a step: change the clients' tallies [L, *shape] in place.
+
+        What a loss has read it should change here: torch.compile may read it again in the backward pass.
+        """
+
     def final(self, clients: Clients) -> None:
         """After a client's last step."""
 

@@ -68,8 +68,6 @@ class FedYoYo(Method):
         options, tallies, size = self.options, batch.tallies, batch.labels.shape[1]
         with torch.no_grad():
             shift = (tallies["prior"] ** options.tau + 1e-9).log().unsqueeze(1)
-            if options.mixing == "per_step":
-                self._mix(tallies)  # for the next step
         weak, strong = batch.logits + shift, batch.views["strong"] + shift
         both = (cross_entropy(weak, batch.labels) + cross_entropy(strong, batch.labels)) / 2
         teacher = F.log_softmax(weak.detach() / options.temperature, dim=2)
@@ -79,6 +77,10 @@ class FedYoYo(Method):
         # So that the batch's mean is the mean over those that are right.
         share = right * size / right.sum(1, keepdim=True).clamp(min=1.0)
         return both + options.weight * batch.shared["ramp"] * share * apart
+
+    def stepped(self, tallies: Mapping[str, Tensor]) -> None:
+        if self.options.mixing == "per_step":
+            self._mix(tallies)
 
     def _mix(self, tallies: Mapping[str, Tensor]) -> None:
         own = self.options.own_share

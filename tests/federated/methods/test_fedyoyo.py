@@ -188,10 +188,16 @@ def test_clients_that_are_cut_over_ranks_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_keeps_tallies_and_sees_both_views_as_the_plain_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("fedyoyo", {"warmup": 2, "mixing": "per_step"}), ("fedyoyo", {"warmup": 2}), ("fedgrab", {"classes": "all"})],
+)
+def test_a_compiled_step_keeps_tallies_and_sees_both_views_as_the_plain_one_does(
+    tmp_path: Path, method: str, options: dict[str, Any]
+) -> None:
     found = []
     for way, lanes in (("batched 2", {}), ("graph", {"lanes": 2})):
-        engine = engine_of(way, tmp_path, method="fedyoyo", options={"warmup": 2, "mixing": "per_step"}, **lanes)
+        engine = engine_of(way, tmp_path, method=method, options=options, **lanes)
         engine.survey("round", 1)
         (group,) = engine.backend.train(engine.start(), engine.plan(1, [3, 4]))  # of as many samples, so of few shapes
         found.append(group.state.model.data.clone())
