@@ -64,6 +64,11 @@ class Central:
         if refines:
             server.vector = mesh.broadcast_object(self.host.read().cpu()).to(server.vector)
 
+    def load_judged(self) -> None:
+        """Make the host's model the one that is judged; nothing is gathered where the method judges the global one."""
+        plain = type(self.method).judged is Method.judged
+        self.host.load(self.server.vector if plain else self.host.slice_of(self.judged()))
+
     @torch.no_grad()
     def judged(self) -> Tensor:
         """The whole vector of the global model as it is evaluated and handed on.

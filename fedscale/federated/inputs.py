@@ -21,7 +21,6 @@ from fedscale.federated.methods import Problem, make_method
 from fedscale.federated.pool import Pool, keyword_labels, pool_rows
 from fedscale.federated.pool_client import open_pool_images, with_pool_client
 from fedscale.federated.teacher import clip_view
-from fedscale.progress import Reporter
 from fedscale.session import Session
 
 
@@ -68,7 +67,7 @@ def open_inputs(config: Config, folder: Path, mesh: Mesh, session: Session) -> I
         return manifest, train, open_store(manifest, config.eval.split, size, reporter, limit)
 
     manifest, train, judged = by_main(mesh, session, opened) or opened(session)
-    partition = _partition(config, train, folder, mesh, session.reporter)
+    partition = _partition(config, train, folder, mesh)
     counts = np.bincount(train.labels, minlength=len(manifest.class_names)).tolist()
     if config.data.partition.pool_client:
 
@@ -77,16 +76,15 @@ def open_inputs(config: Config, folder: Path, mesh: Mesh, session: Session) -> I
 
         pool, images = by_main(mesh, session, pooled) or pooled(session)
         train, partition = with_pool_client(config, train, partition, pool, images, folder)
+    if partition.note:
         session.reporter.say(f"partition: {partition.note}")
     return Inputs(manifest, train, judged, partition, counts)
 
 
-def _partition(config: Config, train: ClientStore, folder: Path, mesh: Mesh, reporter: Reporter) -> Partition:
+def _partition(config: Config, train: ClientStore, folder: Path, mesh: Mesh) -> Partition:
     classes = len(train.class_names)
     partition = make_partition(train.labels, classes, config.data.partition, config.seed, keys=train.keys)
     if mesh.is_main:
-        if partition.note:
-            reporter.say(f"partition: {partition.note}")
         partition.save(folder / "partition.json", keys=train.keys)
     return partition
 

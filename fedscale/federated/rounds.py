@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +71,7 @@ def run(
         counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
         data = open_round_data(config, train, mesh.device, reporter.say)
         pool, teacher = inputs.for_method(config, data, mesh, Session(reporter, session.stop))
-        flops = image_flops(model, config.data.image_size)
+        shapes = copy.deepcopy(model).to("meta")
         engine = build_engine(config, model, data, partition.clients, mesh, folder, reporter.say, pool, teacher)
         engine.interrupted = lambda: session.stop_requested
         stage = _Stage(config, engine, counters, inputs, folder, session, reporter, after_round)
@@ -80,9 +81,13 @@ def run(
             data.close()
             if engine.states:
                 engine.states.close()
+        if not mesh.is_main:
+            return None
         held = [len(rows) for rows in partition.clients]
+        # Counted at the end, of shapes alone: what counts takes longer to import than a small run's first round.
+        flops = image_flops(shapes, config.data.image_size)
         cost = round_cost(engine.host.whole_layout, engine.method, settings, held, flops)
-        return {**summary, "partition": partition.note, "cost": asdict(cost)} if mesh.is_main else None
+        return {**summary, "partition": partition.note, "cost": asdict(cost)}
 
 
 def starting_model(config: Config, manifest: Manifest, run: RunFolder) -> nn.Module:
@@ -197,7 +202,7 @@ class _Stage:
     def evaluate(self) -> Evaluation:
         """The global model on every image of the split, each rank on its part."""
         engine, mesh = self.engine, self.engine.mesh
-        engine.host.load(engine.host.slice_of(engine.judged()))
+        engine.central.load_judged()
         part = rows_of(len(self.judged.labels), mesh.client_index, mesh.clients)
         return evaluate(
             engine.host.model, self.judged, self.class_names, self.counts, self.config, part, mesh.sum_over_clients
