@@ -26,6 +26,12 @@ class Seen:
     features: Tensor  # [n, D]
     logits: Tensor  # [n, C]
 
+    def by_class(self, num_classes: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """(lane, label) of each client's class that is among them, and its samples' places, int64."""
+        groups, group = torch.unique(self.lane * num_classes + self.labels, return_inverse=True)
+        for number, key in enumerate(groups.tolist()):
+            yield divmod(key, num_classes), (group == number).nonzero()[:, 0]
+
 
 @dataclass
 class Surveyed:

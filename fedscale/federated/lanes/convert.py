@@ -93,35 +93,46 @@ class LaneForm:
         return _twin(copy.deepcopy(self._model), "", lanes).eval(), lanes
 
 
-class VmapForm:
+class _OwnForm:
+    """What the forms share that call the model itself: copies of it without memory, for training and for judging."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.lanes, self.channels_last, self.single_linears = Lanes(), False, set[str]()
+        self._kernels = _kernels(model)
+        self._model = _hollow(model).train()
+        self._counters = counters_of(model)  # integer buffers as they are before a client's first step
+
+    @cached_property
+    def _speaker(self) -> nn.Module:
+        return _speaking(self._model).train()
+
+    @cached_property
+    def _judge(self) -> nn.Module:
+        return (_speaking(self._model) if isinstance(self._model, Classifier) else _hollow(self._model)).eval()
+
+
+class VmapForm(_OwnForm):
     """torch.func.vmap over the model itself, for trees that have no lane form."""
 
     name = "vmap"
 
     def __init__(self, model: nn.Module) -> None:
-        self.lanes, self.channels_last, self.single_linears = Lanes(), False, set[str]()
         for path, module in model.named_modules():
             if isinstance(module, _DropoutNd) and module.p > 0:
                 raise Unsupported(f"{path}: {type(module).__name__} draws masks that would depend on the lanes")
-        self._kernels = _kernels(model)
-        self._model = _hollow(model).train()
-        self._counters = counters_of(model)
+        super().__init__(model)
 
     def logits(self, view: LaneView, images: Tensor) -> Tensor:
         logits: Tensor = self._mapped(self._model, view.tensors, images)
         return logits
 
     def outputs(self, view: LaneView, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self._both(self._speaker, view.tensors, images)
+        features, logits = self._mapped(self._speaker, view.tensors, images)
+        return features, logits
 
     def judged(self, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor | None, Tensor]:
-        if isinstance(self._model, Classifier):
-            return self._both(self._judge, tensors, images)
-        return None, self._mapped(self._judge, tensors, images)
-
-    def _both(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self._mapped(model, tensors, images)
-        return features, logits
+        out = self._mapped(self._judge, tensors, images)
+        return out if isinstance(self._model, Classifier) else (None, out)
 
     def _mapped(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Any:
         lanes = images.shape[1]
@@ -133,26 +144,15 @@ class VmapForm:
 
         return vmap(one, in_dims=(0, 1), randomness="different")(dict(tensors) | dense | counters, images)
 
-    @cached_property
-    def _speaker(self) -> nn.Module:
-        return _speaking(self._model).train()
 
-    @cached_property
-    def _judge(self) -> nn.Module:
-        return (_speaking(self._model) if isinstance(self._model, Classifier) else _hollow(self._model)).eval()
-
-
-class PlainForm:
+class PlainForm(_OwnForm):
     """The model itself, for one client at a time: whatever it does."""
 
     name = "plain"
 
     def __init__(self, model: nn.Module) -> None:
-        self.lanes, self.channels_last, self.single_linears = Lanes(), False, set[str]()
-        self._kernels = _kernels(model)
-        self._model = _hollow(model).train()
-        self._counters = counters_of(model)  # integer buffers as they are before a client's first step
-        self._counting = self._counters  # and as they are now
+        super().__init__(model)
+        self._counting = self._counters  # as they are now
 
     def logits(self, view: LaneView, images: Tensor) -> Tensor:
         logits: Tensor = self._called(self._model, view.tensors, images)
@@ -179,14 +179,6 @@ class PlainForm:
         tensors = {name: tensor[0] for name, tensor in stacked.items()}
         assert all(len(tensor) == 1 for tensor in stacked.values()), "the plain form holds one client"
         return tensors | {name: _dense(tensors[name]) for name in self._kernels}
-
-    @cached_property
-    def _speaker(self) -> nn.Module:
-        return _speaking(self._model).train()
-
-    @cached_property
-    def _judge(self) -> nn.Module:
-        return (_speaking(self._model) if isinstance(self._model, Classifier) else _hollow(self._model)).eval()
 
 
 def _speaking(model: nn.Module) -> nn.Module:

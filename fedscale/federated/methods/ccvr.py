@@ -67,12 +67,10 @@ class CCVR(Method):
     def survey(self, clients: Surveyed) -> None:
         told = clients.reports
         told["counts"].copy_(clients.counts)
-        classes = clients.num_classes
         for seen in clients.under_global_model():
             features = seen.features.double()
-            groups, group = torch.unique(seen.lane * classes + seen.labels, return_inverse=True)
-            for number, key in enumerate(groups.tolist()):
-                own, place = features[group == number], divmod(key, classes)
+            for place, rows in seen.by_class(clients.num_classes):
+                own = features[rows]
                 told["sums"][place] += own.sum(0)
                 told["products"][place] += own.t() @ own if self.options.covariance == "full" else own.square().sum(0)
 

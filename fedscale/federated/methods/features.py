@@ -59,10 +59,8 @@ def add_class_gradients(clients: Surveyed, head: Tensor, gradients: Tensor) -> N
         features = with_ones(seen.features)
         errors = (features @ head.t()).softmax(1) - F.one_hot(seen.labels, classes)
         errors = errors * shares[seen.lane, seen.labels][:, None]
-        groups, group = torch.unique(seen.lane * classes + seen.labels, return_inverse=True)
-        for number, key in enumerate(groups.tolist()):
-            rows = (group == number).nonzero()[:, 0]
-            gradients[key // classes, key % classes].addmm_(errors[rows].t(), features[rows])
+        for place, rows in seen.by_class(classes):
+            gradients[place].addmm_(errors[rows].t(), features[rows])
 
 
 class Targets(NamedTuple):
