@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from fedscale import files, house
+from fedscale import files
+from fedscale.cluster.render import directive, render
 from fedscale.errors import UserError
 from fedscale.sweep.plan import Sweep, SweepRun
 
-TEMPLATE = "launch/slurm/sweep.sbatch"
+TEMPLATE = "sweep.sbatch"
 
 
 def array(numbers: Sequence[int], at_once: int = 0) -> str:
@@ -30,20 +31,15 @@ def script(sweep: Sweep, words: Sequence[str], numbers: Sequence[int], at_once: 
     `words` are the command line's, SWEEP.yaml first.
     """
     logs = (sweep.folder / "slurm").resolve()
-    fill = {
-        "__NAME__": sweep.config.name,
-        "__ARRAY__": array(numbers, at_once),
-        "__FOLDER__": str(Path.cwd()),
-        "__LOGS__": str(logs),
-        "#SBATCH __OPTIONS__": "\n".join(f"#SBATCH {option}" for option in sweep.config.slurm.options),
-        "__COMMAND__": shlex.join([sys.executable, "-m", "fedscale", "sweep", *words]),
+    path = logs / TEMPLATE
+    values = {
+        "NAME": sweep.config.name,
+        "ARRAY": array(numbers, at_once),
+        "FOLDER": directive(str(Path.cwd()), "the working folder"),
+        "LOGS": directive(f"{logs}/%a.log", "the sweep's folder"),
+        "COMMAND": shlex.join([sys.executable, "-m", "fedscale", "sweep", *words]),
     }
-    text = house.find(TEMPLATE, "Slurm script").read_text(encoding="utf-8")
-    for word, value in fill.items():
-        assert word in text, f"{TEMPLATE} lacks {word}"
-        text = text.replace(word, value)
-    path = logs / "sweep.sbatch"
-    files.write_text(path, text)
+    files.write_text(path, render(TEMPLATE, values, {}, list(sweep.config.slurm.options)))
     return path
 
 
