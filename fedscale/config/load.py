@@ -24,17 +24,15 @@ def load_config(words: Sequence[str]) -> Config:
     A `data.recipe` is read first and the other keys of `data` override it. Raises UserError for a missing file,
     invalid YAML, an unknown key (with the nearest right name), a value of the wrong type or out of range.
     """
-    files, overrides = _split(words)
+    files, tree = merged_tree(words)
     if not files:
         raise UserError("no config file given: name at least one, e.g. configs/demo.yaml")
-    tree = _merge([_read(file) for file in files], overrides)
     data = tree.get("data")
     if isinstance(data, dict) and data.get("recipe"):
         recipe = data["recipe"]
         path = house.find(str(recipe), "shard recipe")
         base = OmegaConf.create({"name": path.stem})
         tree["data"] = _plain(OmegaConf.merge(base, _read(str(recipe)), OmegaConf.create(data)))
-    tree.setdefault("name", Path(files[0]).stem)
     _put_prompts(tree)
     config = build(Config, tree, "")
     for name in config.variants:

@@ -56,7 +56,7 @@ class DistillationLesson:
         settings = config.pretrain
         if settings.contrastive_weight > 0 and "description" not in config.caption.kinds:
             raise UserError("pretrain.contrastive_weight is above 0: caption.kinds must hold description")
-        self._settings, self._device = settings, mesh.device
+        self._settings = settings
         self._clip = load_clip(config.teachers.clip, mesh.device) if settings.teacher == "live" else None
         language = load_language_side(config, mesh.device)
         self._encoder = _encoder(config, language)
