@@ -214,7 +214,7 @@ class AlignConfig:
     momentum: float = 0.9
     beta: float = 1.0  # [C: CLIP2FL]; 0 with labels=keyword is the control row without KL, and asks no teacher
     temperature: float = 3.0  # of p and q in the KL term [C: CLIP2FL]
-    logit_scale: float = 100.0  # q = softmax(logit_scale · cosine) of the `clip` teacher [D]
+    logit_scale: float = 0.0  # q = softmax(logit_scale · cosine) of the `clip` teacher; 0 = the CLIP's own [D]
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
     every: int = 0  # federated rounds after which the server aligns too, n, 2n, …; 0 = after the last one alone [D]
     timeout: float = 600.0  # seconds that ranks wait for one another
@@ -233,7 +233,8 @@ class AlignConfig:
         for name in ("images_per_class", "epochs", "batch_size"):
             require(getattr(self, name) >= 1, f"align.{name}", getattr(self, name), "1 or more")
         require(self.every >= 0, "align.every", self.every, "0 (after the last round alone) or more")
-        for name in ("lr", "temperature", "logit_scale", "timeout"):
+        for name in ("lr", "temperature", "timeout"):
             require(getattr(self, name) > 0, f"align.{name}", getattr(self, name), "above 0")
+        require(self.logit_scale >= 0, "align.logit_scale", self.logit_scale, "above 0, or 0 for the CLIP's own")
         require(0 <= self.momentum < 1, "align.momentum", self.momentum, "a value from 0 to below 1")
         require(self.beta >= 0, "align.beta", self.beta, "0 or more")

@@ -20,19 +20,20 @@ from fedscale.errors import Stopped
 from fedscale.session import Session
 
 BATCH = 250  # images
-LOGIT_SCALE = 100.0  # of CLIP's trained models; the method's own temperature comes on top
+LAYOUT = 2  # raise it when the numbers change, so that older files are not taken for them
 
 
 def clip_view(
     config: Config, manifest: Manifest, store: ClientStore, device: torch.device, session: Session
 ) -> dict[str, Tensor]:
-    """`logits` float32 [N, C] of the store's images, and `classes` [C, E], the prompts' embeddings.
+    """`logits` float32 [N, C] of the store's images at CLIP's own scale, and `classes` [C, E], the prompts' embeddings.
 
     Computed once and kept in the experiment's `shared/` folder. Raises UserError without the teacher's weights,
     Stopped after a signal.
     """
     names = manifest.class_names
     inputs = {
+        "layout": LAYOUT,
         "data": manifest.fingerprint,
         "rows": [store.split, config.data.image_size, len(store.keys)],
         "clip": to_dict(config)["teachers"]["clip"],
@@ -52,7 +53,7 @@ def clip_view(
             if session.stop_requested:
                 raise Stopped("federate: stopped while CLIP encoded the clients' images; the same command begins anew")
             images = torch.from_numpy(store.images[start : start + BATCH].copy())
-            logits.append(clip.class_logits(images, classes, LOGIT_SCALE).cpu())
+            logits.append(clip.class_logits(images, classes).cpu())
             task.advance(len(images))
     view = {"logits": torch.cat(logits), "classes": classes.cpu().contiguous()}
     with files.published(path) as temporary:

@@ -19,7 +19,11 @@ MARKER = "open_clip_config.json"
 
 
 class ClipTeacher:
-    """A frozen CLIP. All embeddings are float32, of length 1, without gradients."""
+    """A frozen CLIP. All embeddings are float32, of length 1, without gradients.
+
+    `logit_scale` is the one that it was trained with: 100 in the published weights, which are clamped there, and what
+    a smaller training has come to elsewhere.
+    """
 
     def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device) -> None:
         self.model = model.eval().requires_grad_(False).to(device)
@@ -33,6 +37,7 @@ class ClipTeacher:
         self._mean = torch.tensor(settings["mean"], device=device).view(3, 1, 1)
         self._std = torch.tensor(settings["std"], device=device).view(3, 1, 1)
         self.embed_dim = self.encode_texts(["a"]).shape[1]
+        self.logit_scale = float(model.logit_scale.exp())  # type: ignore[operator]
 
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -49,9 +54,9 @@ class ClipTeacher:
         """The embedding of `prompt`, its `{}` replaced by the name, for each class: [C, embed_dim]."""
         return self.encode_texts([prompt.replace("{}", name.replace("_", " ")) for name in class_names])
 
-    def class_logits(self, images: Tensor, classes: Tensor, logit_scale: float = 100.0) -> Tensor:
-        """logit_scale · cosine of each image with each of `classes` [C, embed_dim]: [B, C]."""
-        return logit_scale * self.encode_images(images) @ classes.T
+    def class_logits(self, images: Tensor, classes: Tensor, logit_scale: float = 0.0) -> Tensor:
+        """logit_scale (0 = its own) · cosine of each image with each of `classes` [C, embed_dim]: [B, C]."""
+        return (logit_scale or self.logit_scale) * self.encode_images(images) @ classes.T
 
     def preprocess(self, images: Tensor) -> Tensor:
         """The model's own preprocessing as tensor code: resize (antialiased), centre crop, normalise; [B, 3, h, w]."""

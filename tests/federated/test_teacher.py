@@ -59,14 +59,14 @@ def view_of(config: Config, session: Session | None = None) -> dict[str, torch.T
     return clip_view(config, manifest, store, torch.device("cpu"), session or Session(SilentReporter()))
 
 
-def test_the_logits_are_a_hundred_times_the_cosines_to_the_prompts(clip: str, tmp_path: Path) -> None:
+def test_the_logits_are_clips_own_scale_times_the_cosines_to_the_prompts(clip: str, tmp_path: Path) -> None:
     config = config_of(clip, tmp_path)
     view = view_of(config)
     teacher = load_clip(config.teachers.clip)
     texts = teacher.encode_texts([f"a photo of a {name}." for name in ("red thing", "green", "blue")])
     images = teacher.encode_images(torch.from_numpy(Store().images))
     assert view["logits"].shape == (12, 3) and view["classes"].shape == (3, 16)
-    torch.testing.assert_close(view["logits"], 100 * images @ texts.T)
+    torch.testing.assert_close(view["logits"], teacher.logit_scale * images @ texts.T)
     torch.testing.assert_close(view["classes"], texts)
     assert view["logits"].std(dim=0).min() > 0, "images differ"
 

@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -6,7 +7,9 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import load_file
 
+import fedscale
 from fedscale.config.schema import ClipConfig
 from fedscale.data.shapes import CLASSES, render
 from fedscale.errors import UserError
@@ -34,6 +37,15 @@ def test_class_logits_are_scaled_cosines_with_the_class_prompts(clip):
     logits = clip.class_logits(images, clip.encode_classes(CLASSES, CONFIG.prompt), logit_scale=10.0)
     texts = clip.encode_texts([f"a photo of a {name}." for name in CLASSES])
     torch.testing.assert_close(logits, 10.0 * clip.encode_images(images) @ texts.T)
+
+
+def test_without_a_scale_it_is_the_one_that_the_clip_was_trained_with(clip):
+    images = torch.from_numpy(render(5, 3, 1).image)[None]
+    classes = clip.encode_classes(CLASSES, CONFIG.prompt)
+    learned = load_file(Path(fedscale.__file__).parent / CONFIG.model / "open_clip_model.safetensors")["logit_scale"]
+    assert 1 < clip.logit_scale < 50  # the demo's teacher never came near the 100 of published weights
+    assert clip.logit_scale == pytest.approx(learned.float().exp().item())
+    torch.testing.assert_close(clip.class_logits(images, classes), clip.class_logits(images, classes, clip.logit_scale))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 48), (60, 40), (20, 26)])

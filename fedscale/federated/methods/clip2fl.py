@@ -17,8 +17,9 @@ from fedscale.federated.methods.creff import CReFF
 class CLIP2FL(CReFF):
     """CReFF, with CLIP as a teacher of the clients and its texts as prototypes of the server's features.
 
-    1. A client minimises cross-entropy + α·T²·KL(softmax(t/T) ‖ softmax(z/T)), where t = 100·cosine of the image, as it
-       is without augmentation, with each class's prompt: encoded once a run.
+    1. A client minimises cross-entropy + α·T²·KL(softmax(t/T) ‖ softmax(z/T)), where t = s·cosine of the image, as it
+       is without augmentation, with each class's prompt (encoded once a run), and s is CLIP's own scale, 100 in the
+       published weights.
     2. The server's features also descend `prototype_weight` times the mean over all of them of
        −[a_c − log((n − 1)·exp(a_c) + n·Σ_{k≠c} exp(a_k))], a_k = ⟨s, t_k⟩ / `prototype_temperature`, where t_k is the
        embedding of class k's prompt, n the features a class. At the official 0.001 it hardly moves them.
