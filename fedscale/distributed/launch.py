@@ -33,7 +33,7 @@ def this_worker(environment: Mapping[str, str] = os.environ) -> Worker:
     torchrun, accelerate and deepspeed set RANK and WORLD_SIZE; srun sets SLURM_PROCID and SLURM_NTASKS in each task,
     and sbatch too in its script, where they mean nothing: there SLURM_STEP_ID is missing. Tasks of a job array count as
     workers beside one another, each with the workers that were launched inside it. Raises UserError for numbers that
-    are none.
+    are none, and for one process that accelerate was to start with others.
     """
     torch_like = _torch_like(environment)
     inner, inner_world = _rank(environment)
@@ -49,8 +49,8 @@ def this_worker(environment: Mapping[str, str] = os.environ) -> Worker:
 class Place:
     """Rank `rank` of `world`, number `local_rank` of the `local_world` ranks of its host.
 
-    `address` and `port` are where the ranks meet, at rank 0; None and 0 alone. `attempt`: torchrun's agent listens
-    there already, and has started these ranks so many times before; None where rank 0 has to listen itself.
+    `address` and `port` are where the ranks meet, at rank 0; None and 0 alone. `hosted`: torchrun's agent listens there
+    already; else rank 0 has to.
     """
 
     rank: int = 0
@@ -59,14 +59,14 @@ class Place:
     local_world: int = 1
     address: str | None = None
     port: int = 0
-    attempt: int | None = None
+    hosted: bool = False
 
 
 def this_place(environment: Mapping[str, str] = os.environ) -> Place:
     """This process's place among the ranks that reduce together; alone without a launcher's variables.
 
-    A task of a job array is a run of its own here. Raises UserError for numbers that are none, and for ranks that are
-    told nowhere to meet.
+    A task of a job array is a run of its own here. Raises UserError for numbers that are none, for ranks that are told
+    nowhere to meet, and for one process that accelerate was to start with others.
     """
     rank, world = _rank(environment)
     if not 0 <= rank < world:
@@ -83,10 +83,9 @@ def this_place(environment: Mapping[str, str] = os.environ) -> Place:
         if not address:
             raise UserError("launcher: a Slurm step without SLURM_STEP_NODELIST; set MASTER_ADDR to the host of rank 0")
         port = _number(environment, "MASTER_PORT", _slurm_port(environment))
-    agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    attempt = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0) if agent else None
+    hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     local_rank, local_world = _local(environment)
-    return Place(rank, world, local_rank, local_world, address, port, attempt)
+    return Place(rank, world, local_rank, local_world, address, port, hosted)
 
 
 def sharing(cores: int, environment: Mapping[str, str] = os.environ) -> int:
@@ -132,7 +131,22 @@ def _rank(environment: Mapping[str, str]) -> tuple[int, int]:
         # In the shell that salloc opens SLURM_NTASKS is what the job may start; the step's own number is 1 there.
         tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
         return _number(environment, "SLURM_PROCID"), _number(environment, tasks)
+    _refuse_one_of_many(environment)
     return 0, 1
+
+
+def _refuse_one_of_many(environment: Mapping[str, str]) -> None:
+    """Raises UserError where accelerate was asked for several processes, or machines, and started a lone one.
+
+    That it does without a word for `--cpu`, for `distributed_type: "NO"`, and for no config file where there are not
+    several GPUs (`simple_launcher` of accelerate/commands/launch.py). What tells is the meeting place of several, which
+    it still sets (`prepare_simple_launcher_cmd_env`), without a rank.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
+        raise UserError(
+            "launcher: accelerate was asked for several processes and started this one alone; leave --cpu out and give "
+            "it --config_file launch/accelerate/ddp.yaml, or use torchrun (for a single process: unset MASTER_ADDR)"
+        )
 
 
 def _local(environment: Mapping[str, str]) -> tuple[int, int]:

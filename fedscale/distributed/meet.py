@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -16,6 +18,10 @@ from fedscale.distributed.watch import RankLost
 from fedscale.errors import UserError
 
 START = 300.0  # seconds: ranks load libraries and data sets at different speeds, which says nothing of a round
+POLL = 0.1  # seconds between two looks at the store
+CALL = "call"  # where the store has the newest call of a rank 0
+
+Roll = list[list[str]]  # of each rank its name, its host, its card
 
 
 @dataclass(frozen=True)
@@ -60,39 +66,78 @@ def meet(place: Place, device: torch.device, timeout: float, stage: str = "feder
 
 
 def _connect(place: Place, timeout: float) -> dist.Store:
-    patience = timedelta(seconds=timeout)
     # multi_tenant: a second mesh in this process shares the server, should the first one's still be there.
-    store: dist.Store = dist.TCPStore(
+    return dist.TCPStore(
         place.address or "",
         place.port,
         place.world,
         _holds_store(place),
-        patience,
+        timedelta(seconds=timeout),
         wait_for_workers=False,
         multi_tenant=True,
     )
-    return store if place.attempt is None else dist.PrefixStore(f"attempt{place.attempt}", store)
 
 
 def _holds_store(place: Place) -> bool:
-    return place.rank == 0 and place.attempt is None
+    return place.rank == 0 and not place.hosted
 
 
 def _introduce(store: dist.Store, place: Place, device: torch.device, timeout: float, stage: str) -> Meeting:
-    # Torchrun's store outlives a mesh: the keys of the next one must not meet those of the last.
-    store = dist.PrefixStore(f"mesh{store.add(f'opened/{place.rank}', 1)}", store)
-    keys = [f"host/{rank}" for rank in range(place.world)]
-    store.set(keys[place.rank], f"{socket.gethostname()} {_card(device)}")
+    """Rank 0 calls under a name that was never used, the others answer that call, and rank 0 opens to who answered.
+
+    For torchrun's store outlives its ranks: what is found there may be of some that are gone. Its agents give no number
+    that tells one start from another: each counts the restarts that its own ranks caused (torch 2.15,
+    `elastic/agent/server/api.py`, `_invoke_run`), so two hosts disagree about it from the first one on.
+    """
+    name = secrets.token_hex(8)
+    about = [name, socket.gethostname(), _card(device)]
+    if place.rank == 0:
+        call, roll = name, _call(store, name, about, place.world, timeout, stage)
+    else:
+        call, roll = _answer(store, name, about, place, timeout, stage)
+    _, hosts, cards = zip(*roll, strict=True)
+    return Meeting(dist.PrefixStore(call, store), hosts, cards, _holds_store(place))
+
+
+def _call(store: dist.Store, call: str, about: list[str], world: int, timeout: float, stage: str) -> Roll:
+    """Rank 0's part: the name, host and card of each rank, once all have answered."""
+    store.set(CALL, call)
+    keys = [f"{call}/answer/{rank}" for rank in range(1, world)]
     try:
         store.wait(keys, timedelta(seconds=timeout))
     except dist.DistStoreError as error:
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        raise RankLost(
-            f"{stage}: rank {missing[0] if missing else '?'} did not come to the start within {timeout:.0f} s; "
-            f"{place.world - len(missing)} of {place.world} ranks are there; see that rank's own output"
-        ) from error
-    hosts, cards = zip(*(value.decode().split(" ") for value in store.multi_get(keys)), strict=True)
-    return Meeting(store, hosts, cards, _holds_store(place))
+        raise _missing(store, call, world, timeout, stage) from error
+    roll = [about, *(json.loads(answer) for answer in store.multi_get(keys))]
+    store.set(f"{call}/roll", json.dumps(roll))
+    for name, _, _ in roll:
+        store.set(f"{call}/open/{name}", "")
+    return roll
+
+
+def _answer(
+    store: dist.Store, name: str, about: list[str], place: Place, timeout: float, stage: str
+) -> tuple[str, Roll]:
+    """Another rank's part: (the call, the same roll). It answers the newest call until one opens to its name."""
+    end, call = time.monotonic() + timeout, ""
+    while time.monotonic() < end:
+        newest = store.get(CALL).decode() if store.check([CALL]) else ""
+        if newest != call:
+            call = newest
+            store.set(f"{call}/answer/{place.rank}", json.dumps(about))
+        if call and store.check([f"{call}/open/{name}"]):
+            return call, json.loads(store.get(f"{call}/roll"))
+        time.sleep(POLL)
+    raise _missing(store, call, place.world, timeout, stage)
+
+
+def _missing(store: dist.Store, call: str, world: int, timeout: float, stage: str) -> RankLost:
+    """Names the first rank that is not there. A call that all have answered is that of a rank 0 that is gone."""
+    missing = [rank for rank in range(1, world) if not store.check([f"{call}/answer/{rank}"])] if call else []
+    missing = missing or [0]
+    return RankLost(
+        f"{stage}: rank {missing[0]} did not come to the start within {timeout:.0f} s; "
+        f"{world - len(missing)} of {world} ranks are there; see that rank's own output"
+    )
 
 
 def _card(device: torch.device) -> str:

@@ -60,8 +60,8 @@ STEP = {
         ({"RANK": "0", "WORLD_SIZE": "1"}, Place()),
         (TORCHRUN, Place(5, 6, 1, 2, "b", 7)),
         (
-            {**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "3"},
-            Place(5, 6, 1, 2, "b", 7, attempt=3),
+            {**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"},
+            Place(5, 6, 1, 2, "b", 7, hosted=True),
         ),
         # deepspeed's name for the ranks of a host
         (
@@ -96,6 +96,18 @@ def test_every_launcher_says_where_its_ranks_meet(environment, place):
 def test_ranks_that_cannot_meet_are_refused_by_the_variable(environment, names):
     with pytest.raises(UserError, match=names):
         this_place(environment)
+
+
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"}
+
+
+def test_one_process_that_accelerate_was_to_start_with_others_is_refused():
+    for place in (this_place, this_worker):
+        with pytest.raises(UserError, match=r"several processes .* alone; .*launch/accelerate/ddp\.yaml"):
+            place({**ACCELERATE, **MEETING})
+    assert this_place(ACCELERATE) == Place(), "one was asked for"
+    assert this_place({**ACCELERATE, **MEETING, "RANK": "0", "WORLD_SIZE": "1"}) == Place()
+    assert this_place({**ACCELERATE, **STEP, **MEETING}).world == 7, "srun's tasks are the ranks"
 
 
 @pytest.mark.parametrize(
