@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+LAUNCHERS = {  # two ranks each, by python's arguments
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fedscale"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "launch/accelerate/ddp.yaml"),
+                   "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", "-m", "fedscale"],
+}  # fmt: skip
 
 
 def torchrun(ranks: int, script: Path, *words: object, seconds: float = 300) -> subprocess.CompletedProcess[str]:

@@ -31,9 +31,6 @@ def ranks(patient: Patient, environment: Mapping[str, str]) -> Finding:
     place = patient.place
     by = next((name for variable, name in LAUNCHERS.items() if variable in environment), "")
     facts = {"ranks": place.world, "ranks_on_host": place.local_world, "launcher": by or None}
-    if place.world == 1 and by == "accelerate":  # which, on a CPU, may start one of many without a word
-        remedy = "if more were asked for, torchrun --nproc-per-node N starts them, on CPUs too"
-        return Finding("ranks", Gravity.NOTE, "1, by accelerate: no other was started", remedy, facts)
     if place.world == 1:
         return Finding("ranks", Gravity.FINE, f"1, {f'by {by}' if by else 'no launcher'}", facts=facts)
     return Finding("ranks", Gravity.FINE, f"{place.world}, by {by}; they meet at {place.address}", facts=facts)

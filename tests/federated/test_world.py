@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.federated.engine_support import make_engine, settings, trained
 from tests.federated.test_metrics import metrics_rows, tensorboard_rows
-from tests.launching import REPOSITORY
+from tests.launching import LAUNCHERS, REPOSITORY
 from tests.ranks import ranks
 
 pytestmark = pytest.mark.slow
@@ -37,11 +37,6 @@ with open_mesh(torch.device("cpu"), 1, 60, print) as mesh:
     if mesh.is_main:
         save_file({"vector": whole}, Path(folder) / "vector.safetensors")
 """
-LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fedscale"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "fedscale"],
-}  # fmt: skip
 RUN = [
     "federate", "configs/demo.yaml", "variant=fedavg", "seeds=[1]", "threads=1", "federate.method=scaffold",
     "federate.rounds=8", "federate.local_epochs=1", "federate.backend=batched", "federate.lanes=2",

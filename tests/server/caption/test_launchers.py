@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launching import LAUNCHERS
 from tests.server.caption.support import Captioned, make_pool, sample
-
-LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fedscale"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "fedscale"],
-}  # fmt: skip
 
 
 @pytest.mark.slow
