@@ -14,6 +14,7 @@ from fedscale.cli_cluster import prepare, submit
 from fedscale.cli_common import AsJson, DryRun, Words, console, exits, show_report
 from fedscale.cli_doctor import doctor
 from fedscale.cli_methods import methods_table
+from fedscale.cli_plan import plan
 from fedscale.cli_shards import shards_app
 from fedscale.cli_sweep import sweep
 from fedscale.config import Config, load_config, to_yaml
@@ -36,6 +37,7 @@ app.command()(sweep)
 app.command()(submit)
 app.command()(prepare)
 app.command()(doctor)
+app.command()(plan)
 
 
 def main() -> None:

@@ -181,8 +181,7 @@ class ClientStates:
                 f"{self.folder}: the state of {cohort} clients takes {needed / 1e9:.1f} GB, but the disk has "
                 f"{free / 1e9:.1f} GB free: free some space, or lower federate.clients_per_round"
             )
-        older = min(num_clients, every * cohort) + min(num_clients, (every - 1) * cohort)
-        return (num_clients + older + cohort) * client_bytes
+        return rows_at_most(num_clients, cohort, every) * client_bytes
 
     def close(self) -> None:
         """Stop reading ahead and let go of the files; what was not committed is lost."""
@@ -237,6 +236,12 @@ class ClientStates:
         except (ValueError, KeyError, TypeError, zlib.error) as error:
             raise UserError(f"{self.folder}: a checkpoint's table is torn ({error!r}); {remedy}") from None
         raise UserError(f"{self.folder}: the checkpoint has {shape}, the run {self._shape}; {remedy}")
+
+
+def rows_at_most(num_clients: int, cohort: int, every: int = 1) -> int:
+    """Clients' rows on the disk at most: the newest, those that two kept checkpoints saw instead, a round's own."""
+    older = min(num_clients, every * cohort) + min(num_clients, (every - 1) * cohort)
+    return num_clients + older + cohort
 
 
 def _give_back(path: Path, used: Sequence[int], row_bytes: int) -> None:

@@ -1,0 +1,126 @@
+"""Rates from runs that were made: the seconds that their stages took, by non-negative least squares over the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fedscale import files
+from fedscale.config import load_config
+from fedscale.config.schema import Config
+from fedscale.data.partition import Partition
+from fedscale.errors import UserError
+from fedscale.planning.cluster import Cluster
+from fedscale.planning.counts import Counts, counts_of, sizes_of
+from fedscale.planning.hardware import hardware, sheet
+from fedscale.planning.rates import Rates
+from fedscale.planning.work import KINDS, Work
+
+PRIOR = 1e-4  # weight of the data sheet's rate beside one run's relative error
+TRUST = 8.0  # times that a rate may differ from the data sheet's before the prior is the stronger pull
+STAGES = ("caption", "pretrain", "federate", "align")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A stage that was carried out: its work by this model, and the seconds that it took."""
+
+    name: str
+    stage: str
+    work: Work
+    seconds: float
+
+
+def fitted(runs: Sequence[Measured], gpu: str, cores: int = 0) -> Rates:
+    """The rates that these runs tell, stage by stage; of kinds of work that a stage's runs do not have, none.
+
+    Minimised is Σ (predicted/measured − 1)² over the runs, with rates of 0 or more; what the runs do not tell apart
+    stays near the data sheet's proportions. Raises UserError without a run.
+    """
+    if not runs:
+        raise UserError("--fit: no finished stage found; name run folders such as runs/demo")
+    prior = sheet(hardware(gpu, cores))
+    stages = sorted({run.stage for run in runs}, key=STAGES.index)
+    measured = {stage: _fit([run for run in runs if run.stage == stage], prior) for stage in stages}
+    return Rates(gpu, measured, {stage: sum(run.stage == stage for run in runs) for stage in stages})
+
+
+def _fit(runs: Sequence[Measured], prior: Mapping[str, float]) -> dict[str, float]:
+    from scipy.optimize import nnls
+
+    kinds = [kind for kind in KINDS if any(run.work[kind] > 0 for run in runs)]
+    # A kind's unknown is how many times the data sheet's its rate is; one that the sheet has at 0 has a guess instead.
+    guess = {kind: prior[kind] or max(prior[k] for k in ("conv.fp32", "matmul.fp32")) for kind in kinds}
+    rows = np.array([[run.work[kind] * guess[kind] / run.seconds for kind in kinds] for run in runs])
+    scale = float(np.median(1 / np.maximum(rows.sum(1), 1e-12)))  # the machine as a whole against the sheet
+    pull = np.sqrt(PRIOR) * np.eye(len(kinds)) / scale
+    system = np.vstack([rows, pull])
+    wanted = np.concatenate([np.ones(len(runs)), np.full(len(kinds), np.sqrt(PRIOR))])
+    times, _ = nnls(system, wanted)
+    return {kind: float(guess[kind] * value) for kind, value in zip(kinds, times, strict=True)}
+
+
+def runs_in(folders: Iterable[Path], gpu: str, per_node: int = 0) -> list[Measured]:
+    """Every finished stage of run folders, each once. Raises UserError for a folder without any."""
+    found: dict[Path, Measured] = {}
+    for folder in folders:
+        before = len(found)
+        places = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+        for place in places:
+            if (place / "config.yaml").exists():
+                found.update(_of_run(place, gpu, per_node, found.keys()))
+        if len(found) == before:
+            raise UserError(f"--fit {folder}: no finished stage in it; expected a run folder such as runs/demo")
+    return list(found.values())
+
+
+def _of_run(place: Path, gpu: str, per_node: int, known: Iterable[Path]) -> dict[Path, Measured]:
+    from fedscale.planning.plan import stage_works
+
+    config, found = load_config([str(place / "config.yaml")]), {}
+    cores = int(files.read_json(place / "environment.json")["cpus"] or os.cpu_count() or 1)
+    for stage in STAGES:
+        folder = (place / stage).resolve()
+        if folder in known or not (folder / "done.json").exists():
+            continue
+        done = files.read_json(folder / "done.json")
+        if "ranks" not in done:  # of an older version
+            continue
+        ranks = int(done["ranks"])
+        node = hardware(gpu, cores)
+        each = min(ranks, per_node or (ranks if node.is_cpu else node.per_node))
+        cluster = Cluster(node, -(-ranks // each), each)
+        counts = _counts(config, place)
+        works = stage_works(config, cluster, counts, (stage,), _answer_tokens(place, config))
+        found[folder] = Measured(str(place), stage, _together(works[stage], stage, works), float(done["seconds"]))
+    return found
+
+
+def _together(work: object, stage: str, works: Mapping[str, object]) -> Work:
+    """A stage's work with its evaluations, which its seconds hold."""
+    from fedscale.planning.work import StageWork
+
+    assert isinstance(work, StageWork)
+    beside = works.get(f"evaluation of {stage}")
+    return work.work + beside.work if isinstance(beside, StageWork) else work.work
+
+
+def _counts(config: Config, place: Path) -> Counts:
+    """The run's own numbers, its partition's sizes included where there is one."""
+    counts = counts_of(config)
+    path = place / "federate" / "partition.json"
+    return replace(counts, sizes=sizes_of(Partition.load(path).clients)) if path.exists() else counts
+
+
+def _answer_tokens(place: Path, config: Config) -> int:
+    """Tokens of a text on average, as captioning counted them; 0 = the config's most."""
+    path = place / "caption" / "done.json"
+    if not path.exists():
+        return 0
+    done = files.read_json(path)
+    texts = done["images"] * len(config.caption.kinds)
+    return round(done["tokens"] / texts) if texts else 0
