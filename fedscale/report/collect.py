@@ -13,6 +13,7 @@ from fedscale import files
 from fedscale.errors import UserError
 from fedscale.report.captions import read_captions
 from fedscale.report.records import METRICS, Collection, Cost, Evaluation, Fairness, ProbePoint, Run
+from fedscale.report.tuning import read_tuning
 
 T = TypeVar("T")
 
@@ -53,7 +54,8 @@ def collect(paths: list[Path]) -> Collection:
     ranks = {name: rank for rank, name in reversed(list(enumerate([*order, *USUAL_ORDER])))}
     runs.sort(key=lambda run: (ranks.get(run.variant.rpartition("/")[2], len(ranks)), run.variant, run.seed))
     names = dict.fromkeys(path.resolve().name for path in paths)
-    return Collection(" · ".join(names), tuple(runs), tuple(left_out))
+    tunings = [found for path in paths if (found := read_tuning(path / "tuning.json"))]
+    return Collection(" · ".join(names), tuple(runs), tuple(left_out), tuple(tunings))
 
 
 def read_run(path: Path) -> Run:

@@ -76,6 +76,7 @@ def context(collection: Collection, rows: list[dict[str, Any]], task: Task, agai
         "confusions": [_confusion(by_variant[variant], task) for variant in _confusion_order(by_variant, comparison)],
         "probe": {"variant": probed[0].variant, "series": max(place[probed[0].variant], 1)} if probed else None,
         "stages": [stage for stage in plots.STAGES if any(stage in run.seconds for run in collection.runs)],
+        "tunings": collection.tunings,
         "captions": _captions(collection.runs),
         "notes": notes(collection, comparable),
         "differences": config_differences({variant: runs[0].config for variant, runs in by_variant.items()}),

@@ -121,9 +121,30 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """Values that were tried for a method; `score` in percent, None where it diverged or was not run."""
+
+    values: str
+    score: float | None
+    state: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A sweep's tuning: what all candidates were judged by (`terms`), how many a method may have, and those tried."""
+
+    folder: str
+    terms: str
+    budget: int
+    methods: dict[str, tuple[Candidate, ...]]
+
+
+@dataclass(frozen=True)
 class Collection:
     """The runs of one report, in the order of the variants, and what was left out with the reason."""
 
     title: str
     runs: tuple[Run, ...]
     left_out: tuple[str, ...]
+    tunings: tuple[Tuning, ...] = ()

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -248,6 +249,54 @@ def test_what_the_stages_recorded_for_the_reader_is_in_the_notes(build, tmp_path
 
     assert "Partition: moved 3 images" in parsed.text
     assert "the crawl's keyword for 91.3% of the images" in parsed.text
+
+
+def tuned(folder: Path) -> None:
+    """A tuning.json as a sweep writes it: two candidates of one method, the second chosen, a third that diverged."""
+    rates = (0.01, 0.1, 3.0)
+    states = ("done", "done", "diverged: the <loss> is nan")
+    rows = [
+        {"values": {"federate.lr": lr}, "score": score, "state": state}
+        for lr, score, state in zip(rates, (41.25, 47.5, None), states, strict=True)
+    ]
+    alone = {"candidates": [{"values": {}, "state": "the only one, not run"}], "chosen": {}}
+    told = {"metric": "all", "split": "validation", "rounds": 20, "seed": 1000, "budget": 9, "at": {"data.alpha": 0.5}}
+    methods = {"fedavg": {"candidates": rows, "chosen": {"federate.lr": 0.1}}, "server_only": alone}
+    (folder / "tuning.json").write_text(json.dumps({**told, "methods": methods}))
+
+
+def test_how_a_sweep_tuned_its_methods_is_shown_with_every_candidate(build, tmp_path):
+    builder = build()
+    builder.run("fedavg"), builder.run("full")
+    tuned(builder.root / "demo")
+
+    _, text, parsed = page([builder.root / "demo"], tmp_path / "out")
+
+    assert "judged by all on the validation split after 20 rounds, seed 1000, at data.alpha 0.5" in parsed.text
+    rows = [re.sub(r"<[^>]*>|\s+", " ", row).split() for row in text.split('id="tuning"')[1].split("<tr>")]
+    assert ["fedavg", "federate.lr", "0.1", "47.5", "2", "of", "3"] in rows
+    assert ["fedavg", "federate.lr", "0.01", "41.2"] in rows and [
+        "fedavg",
+        "federate.lr",
+        "0.1",
+        "47.5",
+        "chosen",
+    ] in rows
+    assert "diverged: the <loss> is nan" in parsed.text and "<loss>" not in text, "escaped"
+
+
+def test_a_sweep_without_a_choice_shows_no_tuning_and_a_torn_record_is_named(build, tmp_path):
+    builder = build()
+    builder.run("fedavg")
+    folder = builder.root / "demo"
+    tuned(folder)
+    told = json.loads((folder / "tuning.json").read_text())
+    (folder / "tuning.json").write_text(json.dumps({**told, "methods": {"a": told["methods"]["server_only"]}}))
+    assert "tuning" not in page([folder], tmp_path / "out")[2].ids
+
+    (folder / "tuning.json").write_text(json.dumps({"metric": "all"}))
+    with pytest.raises(UserError, match=r"tuning\.json: not a tuning \(KeyError\('methods'\)\)"):
+        page([folder], tmp_path / "out")
 
 
 def test_runs_on_different_classes_are_compared_with_a_warning(build, tmp_path):
