@@ -8,6 +8,7 @@ results.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -84,6 +85,9 @@ class Leases:
         except FileExistsError:
             return None
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # made, and without its content
+                with suppress(OSError):
+                    path.unlink()
             raise files.unwritable(path, error) from error
         return Lease(path, self._owner, self._heartbeat)
 
@@ -131,8 +135,13 @@ def _content(owner: str, count: int) -> str:
 def _write(path: Path, owner: str, count: int) -> None:
     """Replace the content in one step."""
     temporary = path.with_name(f".{path.name}.{owner.rpartition(':')[2]}")
-    temporary.write_text(_content(owner, count), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(_content(owner, count), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _read(path: Path) -> tuple[str, int] | None:

@@ -35,7 +35,6 @@ def plan(config: Config) -> list[Job]:
     """The stage folders of all child runs, each once, every one after what it reads."""
     jobs: dict[Path, Job] = {}
     for child in children(config):
-        RunFolder.of(child).describe(child)
         for stage in needed(child):
             after = frozenset(stage_folder(child, s).path.resolve() for s in prerequisites(child, stage))
             folder = stage_folder(child, stage).path.resolve()
@@ -46,9 +45,11 @@ def plan(config: Config) -> list[Job]:
 def execute(config: Config, session: Session) -> None:
     """Build the shards and stores, then run the plan. Raises the first UserError or Stopped of any stage."""
     jobs = plan(config)
-    RunFolder(Path(config.out) / config.name).describe(config)
     for job in jobs:  # before any of them works for minutes
         stage_folder(job.config, job.stage).check()
+    RunFolder(Path(config.out) / config.name).describe(config)
+    for child in children(config):
+        RunFolder.of(child).describe(child)
     if all(stage_folder(job.config, job.stage).complete for job in jobs):
         session.reporter.say(f"{Path(config.out) / config.name}: all stages are complete")
         return

@@ -18,7 +18,9 @@ from fedscale import files
 from fedscale.config import Config, to_dict, to_yaml
 from fedscale.config.methods import needs_clip
 from fedscale.errors import UserError
+from fedscale.lock import FILE, LITTER, owner_of
 
+INPUTS = "inputs.json"
 STAGES = ("caption", "pretrain", "federate", "align", "report")
 RECORDED = ("torch", "torchvision", "accelerate", "transformers", "open_clip_torch", "webdataset", "deepspeed", "numpy")
 
@@ -97,14 +99,25 @@ class StageFolder:
     inputs: dict[str, Any]
 
     @property
+    def lock(self) -> Path:
+        """The file that is locked by the job that works here; where the folder lies, however it is linked."""
+        return self.path.resolve() / FILE
+
+    @property
     def complete(self) -> bool:
         marker = self.path / "done.json"
         return marker.exists() and files.read_json(marker).get("fingerprint") == files.fingerprint(self.inputs)
 
     def check(self) -> None:
-        """Raises UserError, naming the keys that differ, when the folder holds a result of other inputs."""
-        path = self.path / "inputs.json"
-        if not any(entry.name != path.name for entry in _entries(self.path)):
+        """Raises UserError, naming the keys that differ, when the folder holds a result of other inputs.
+
+        Or is about to: a job with other inputs works on it.
+        """
+        self._check(under_way=owner_of(self.lock) is not None)
+
+    def _check(self, under_way: bool) -> None:
+        path = self.path / INPUTS
+        if not under_way and not any(entry.name not in (INPUTS, *LITTER) for entry in _entries(self.path)):
             return  # begun, and ended by a mistake in the config before there was any result
         differing = _differences(files.read_json(path), _jsonable(self.inputs)) if path.exists() else []
         differing = [line for line in differing if not line.startswith(GROWING)]
@@ -115,10 +128,13 @@ class StageFolder:
             )
 
     def open(self, overwrite: bool = False) -> None:
-        """Check the folder, unless it may be overwritten, and write `inputs.json`. Raises UserError like `check`."""
+        """Check the folder, unless it may be overwritten, and write `inputs.json`. Raises UserError like `check`.
+
+        A stage that one job alone works on is opened by that one, once it has the lock.
+        """
         if not overwrite:
-            self.check()
-        files.write_json(self.path / "inputs.json", self.inputs)
+            self._check(under_way=False)
+        files.write_json(self.path / INPUTS, self.inputs)
 
     def close(self, **summary: Any) -> None:
         """Publish the marker `done.json`, with the stage's own summary (seconds, counts) in it."""

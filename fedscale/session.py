@@ -20,6 +20,20 @@ class Flag(Protocol):
     def is_set(self) -> bool: ...
 
 
+@dataclass(frozen=True)
+class Either:
+    """Set when either flag is."""
+
+    first: Flag
+    second: Flag
+
+    def set(self) -> None:
+        self.first.set()
+
+    def is_set(self) -> bool:
+        return self.first.is_set() or self.second.is_set()
+
+
 @dataclass
 class Session:
     """One process's session. A stage looks at `stop_requested` after each step, saves its state and raises Stopped."""

@@ -14,6 +14,7 @@ from typing import Any
 from fedscale import files
 from fedscale.config import Config, overlaid
 from fedscale.config.methods import needs_clip
+from fedscale.distributed.launch import this_place, this_worker
 from fedscale.errors import UserError
 from fedscale.progress import LabelledReporter
 from fedscale.runs import RunFolder, StageFolder, stage_inputs
@@ -86,12 +87,15 @@ def result_folder(config: Config, stage: str) -> StageFolder:
     return StageFolder(shared / f"{stage}-{files.fingerprint(inputs)}", inputs)
 
 
-def run_stage(config: Config, stage: str, session: Session, again: bool = False, **options: Any) -> None:
+def run_stage(
+    config: Config, stage: str, session: Session, again: bool = False, wait: bool | None = None, **options: Any
+) -> None:
     """Carry out one stage, or say that it is complete. Raises UserError and Stopped like the stage itself.
 
     `again` has a complete stage look at its results once more (captions may lie elsewhere, and be taken away);
-    `options` are the stage's own (caption: `retry_failed`). A stage that other processes still work on (captioning by
-    several workers) is completed by the last of them.
+    `options` are the stage's own (caption: `retry_failed`). Captioning is shared by processes, and completed by the
+    last of them; another stage is one job's, and `wait` says whether to wait for a job that has it already. None: where
+    it works for another run, which shares the folder; else that is a UserError.
     """
     folder = stage_folder(config, stage)
     if config.variant:
@@ -101,9 +105,30 @@ def run_stage(config: Config, stage: str, session: Session, again: bool = False,
     if before and not again:
         session.reporter.say(f"{stage}: complete, nothing to do")
         return
-    from fedscale.device import use_threads  # torch, only once there is work to do
+    if stage == "caption":
+        folder.open(overwrite=config.caption.overwrite)
+        _carry_out(config, stage, session, folder, before, options)
+        return
+    from fedscale.distributed.alone import alone  # torch, only once there is work to do
 
-    folder.open(overwrite=stage == "caption" and config.caption.overwrite)
+    work, timeout = str(RunFolder.of(config).path), getattr(config, stage).timeout
+    with alone(folder, stage, session, work, wait, timeout) as entered:
+        if entered is None:
+            session.reporter.say(f"{stage}: complete by now, nothing to do")
+            return
+        _carry_out(config, stage, entered, folder, None, options)
+
+
+def _carry_out(
+    config: Config,
+    stage: str,
+    session: Session,
+    folder: StageFolder,
+    before: dict[str, Any] | None,
+    options: dict[str, Any],
+) -> None:
+    from fedscale.device import use_threads
+
     use_threads(config)
     began = time.perf_counter()
     runner: Runner = import_module(MODULES[stage]).run
@@ -115,8 +140,13 @@ def run_stage(config: Config, stage: str, session: Session, again: bool = False,
     if before and before == before | _as_saved(summary):
         session.reporter.say(f"{stage}: complete, nothing to do")
         return
-    folder.close(**{**summary, "seconds": round(seconds, 3)})
+    folder.close(**{**summary, "seconds": round(seconds, 3), "ranks": _ranks(stage)})
     session.reporter.say(f"{stage}: done in {seconds:.1f} s")
+
+
+def _ranks(stage: str) -> int:
+    """How many ranks, or workers of captioning, did it: what `fedscale plan --fit` needs to know of the seconds."""
+    return this_worker().world if stage == "caption" else this_place().world
 
 
 def handed(config: Config, run: RunFolder, stage: str) -> dict[str, Any]:
@@ -140,7 +170,7 @@ def _with_teachers(config: Config, stage: str, session: Session) -> Config:
         return config
     from fedscale.teachers.offline import ensure_offline_teachers
 
-    return ensure_offline_teachers(config, Path(config.out) / config.name, session.reporter)
+    return ensure_offline_teachers(config, Path(config.out) / config.name, session)
 
 
 def with_located_teachers(config: Config) -> Config:

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fedscale import files, pipeline, stages
+from fedscale import files, lock, pipeline, stages
 from fedscale.config import Config, overlaid
 from fedscale.errors import Stopped, UserError
 from fedscale.progress import SilentReporter
@@ -122,6 +124,50 @@ def test_a_folder_of_another_config_is_refused_before_any_stage_works(
     with pytest.raises(UserError, match=r"align: holds a result of another config \(federate.federate.rounds was 200"):
         pipeline.execute(other, Session())
     assert done == []
+
+
+def test_what_a_killed_owner_leaves_is_no_result(tmp_path: Path, done: list[tuple[str, str, int]]) -> None:
+    config = overlaid(Config(), {"name": "single", "out": str(tmp_path), "threads": 1, "pretrain": {"enabled": False}})
+    folder = stages.stage_folder(config, "federate")
+    folder.open()
+    folder.lock.write_text("{}")
+    other = overlaid(config, {"federate": {"lr": 0.5}})
+    refused = pytest.raises(UserError, match=r"another config \(federate.lr was 0.1, is 0.5\)")
+    with lock.held(folder.lock, "federate", Session()), refused:
+        stages.stage_folder(other, "federate").check()
+    folder.lock.write_text("{}")
+    stages.run_stage(other, "federate", Session())
+    assert done == [("federate", "", 7)]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["done.json", "inputs.json"]
+
+
+def test_a_shared_stage_that_another_run_makes_is_waited_for(
+    config: Config, done: list[tuple[str, str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    mine, theirs = (dataclasses.replace(config, variant=name, seeds=(1,)) for name in ("full", "pretrain"))
+    (child,), (other,) = stages.children(mine), stages.children(theirs)
+    stages.run_stage(child, "caption", Session())
+    folder = stages.stage_folder(other, "pretrain")
+    begun, reporter = threading.Event(), SilentReporter()
+
+    def make() -> None:
+        with lock.held(folder.lock, "pretrain", Session(), work=str(RunFolder.of(other).path)):
+            begun.set()
+            while not reporter.lines:
+                time.sleep(0.01)
+            folder.open()
+            folder.close(answer=42)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    begun.wait()
+    with pytest.raises(UserError, match=r"pretrain-s1/pretrain: .*works on it; wait for its end, or stop it"):
+        stages.run_stage(other, "pretrain", Session())
+    stages.run_stage(child, "pretrain", Session(reporter))
+    thread.join()
+    assert [stage for stage, _, _ in done] == ["caption"]
+    assert "waiting for its end" in reporter.lines[0] and reporter.lines[1].endswith("complete by now, nothing to do")
 
 
 def test_what_a_child_run_says_names_the_child(config: Config, done: list[tuple[str, str, int]]) -> None:

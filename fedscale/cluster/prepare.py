@@ -30,7 +30,7 @@ def prepare(config: Config, session: Session) -> None:
     prepare_data(config, session)
     for child in children(config):
         if child.teachers.offline.enabled:
-            ensure_offline_teachers(child, Path(config.out) / config.name, session.reporter)
+            ensure_offline_teachers(child, Path(config.out) / config.name, session)
 
 
 def stage_in(config: Config, target: Path, reporter: Reporter) -> Path:

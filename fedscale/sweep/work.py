@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fedscale import files
 from fedscale.config import to_yaml
@@ -17,7 +17,7 @@ from fedscale.errors import Diverged, Stopped, UserError
 from fedscale.lease import Lease, Leases
 from fedscale.pipeline import prepare_data, worker_session, workers
 from fedscale.runs import RunFolder
-from fedscale.session import Flag, Session
+from fedscale.session import Either, Session
 from fedscale.stages import needed, result_folder, run_stage
 from fedscale.sweep.plan import Sweep, SweepRun
 from fedscale.sweep.status import complete, failure, lease_name, leases_of, note_failure, owners
@@ -138,10 +138,10 @@ def _carry_out(run: SweepRun, leases: Leases, lease: Lease, session: Session) ->
             prepare_data(config, session)
         for stage in needed(config):
             if stage == "align":  # the run's own
-                run_stage(config, stage, session)
+                run_stage(config, stage, session, wait=True)
                 continue
             with _held(leases, result_folder(config, stage).path.name, session) as shared:
-                run_stage(config, stage, _stopped_by(session, shared))
+                run_stage(config, stage, _stopped_by(session, shared), wait=True)
     except Diverged as error:
         note_failure(run, error)
         return str(error)
@@ -163,23 +163,9 @@ def _held(leases: Leases, name: str, session: Session) -> Iterator[Lease]:
         yield lease
 
 
-@dataclass(frozen=True)
-class _Either:
-    """Set when either flag is."""
-
-    first: Flag
-    second: Flag
-
-    def set(self) -> None:
-        self.first.set()
-
-    def is_set(self) -> bool:
-        return self.first.is_set() or self.second.is_set()
-
-
 def _stopped_by(session: Session, lease: Lease) -> Session:
     """The session, stopped also when another worker took this one for dead and has the lease now."""
-    return replace(session, stop=_Either(session.stop, lease.taken))
+    return replace(session, stop=Either(session.stop, lease.taken))
 
 
 def _work_in_processes(sweep: Sweep, session: Session) -> None:

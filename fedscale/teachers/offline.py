@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedscale import files
+from fedscale import files, lock
 from fedscale.config import Config, to_dict
 from fedscale.data.balance import drawn_evenly
 from fedscale.data.build import ensure_shards, shard_folder
@@ -29,6 +29,7 @@ from fedscale.errors import UserError
 from fedscale.progress import Reporter
 from fedscale.rng import numpy_generator
 from fedscale.server.caption.prompts import of_kind
+from fedscale.session import Session
 from fedscale.teachers.optimiser import Schedule
 
 LAYOUT = 2  # raise it when the training below changes, so that older teachers are not taken for its result
@@ -40,23 +41,21 @@ TEMPLATES = {
 }
 
 
-def ensure_offline_teachers(config: Config, folder: Path, reporter: Reporter) -> Config:
+def ensure_offline_teachers(config: Config, folder: Path, session: Session) -> Config:
     """The config with both teachers in `folder/teachers-<fingerprint>/`, trained now unless they are there already.
 
-    Raises UserError where the pool is absent or too small, or has an image without a keyword.
+    Of several processes (ranks, child runs, other jobs) one trains, and the others wait for it. Raises UserError where
+    the pool is absent or too small, or has an image without a keyword; Stopped while waiting.
     """
+    reporter = session.reporter
     manifest = ensure_shards(config.data, reporter)  # its own pool, even where data.pool names a foreign one
     inputs = _inputs(config, manifest)
     home = _home(folder, inputs)
     if not (home / MARKER).exists():
-        reporter.say(
-            "offline teachers: no published weights are used; a small CLIP and a small LLaVA captioner are trained "
-            f"from scratch on the open pool's keywords, into {home}"
-        )
-        with published_folder(home) as fresh:
-            card = _train(config, manifest, fresh, reporter)
-            files.write_json(fresh / MARKER, {**card, "inputs": inputs})
-        reporter.say(_line(card))
+        path = home.with_name(f".{home.name}{lock.FILE}")
+        with lock.held(path, home, session, wait=lambda owner: True):
+            if not (home / MARKER).exists():
+                _trained(config, manifest, inputs, home, reporter)
     return _using(config, home)
 
 
@@ -67,6 +66,17 @@ def located_offline_teachers(config: Config, folder: Path) -> Config:
     """
     manifest = Manifest.load(shard_folder(config.data))
     return _using(config, _home(folder, _inputs(config, manifest)))
+
+
+def _trained(config: Config, manifest: Manifest, inputs: dict[str, Any], home: Path, reporter: Reporter) -> None:
+    reporter.say(
+        "offline teachers: no published weights are used; a small CLIP and a small LLaVA captioner are trained "
+        f"from scratch on the open pool's keywords, into {home}"
+    )
+    with published_folder(home) as fresh:
+        card = _train(config, manifest, fresh, reporter)
+        files.write_json(fresh / MARKER, {**card, "inputs": inputs})
+    reporter.say(_line(card))
 
 
 def _home(folder: Path, inputs: dict[str, Any]) -> Path:

@@ -10,6 +10,7 @@ from fedscale.errors import UserError
 from fedscale.models.clip import load_clip
 from fedscale.models.mllm import load_mllm
 from fedscale.progress import SilentReporter
+from fedscale.session import Session
 from fedscale.teachers import offline
 from fedscale.teachers.offline import ensure_offline_teachers, keyword_texts
 
@@ -35,7 +36,7 @@ def trained(config, tmp_path_factory):
     """The config with teachers, and the lines that were said."""
     reporter = SilentReporter()
     folder = tmp_path_factory.mktemp("run")
-    return ensure_offline_teachers(config, folder, reporter), reporter.lines, folder
+    return ensure_offline_teachers(config, folder, Session(reporter)), reporter.lines, folder
 
 
 def test_both_teachers_are_whole_folders_of_the_ordinary_kind(trained):
@@ -63,11 +64,11 @@ def test_teachers_that_are_there_are_taken_and_others_are_not(trained, config, m
         offline, "_train", lambda *args: asked.append(args) or {"images": 0, "seconds": 0, "clip": None}
     )
     reporter = SilentReporter()
-    assert ensure_offline_teachers(config, folder, reporter).teachers == resolved.teachers
+    assert ensure_offline_teachers(config, folder, Session(reporter)).teachers == resolved.teachers
     assert not asked and not reporter.lines
     settings = dataclasses.replace(config.teachers.offline, lr=2e-3)
     other = dataclasses.replace(config, teachers=dataclasses.replace(config.teachers, offline=settings))
-    assert ensure_offline_teachers(other, folder, reporter).teachers != resolved.teachers
+    assert ensure_offline_teachers(other, folder, Session(reporter)).teachers != resolved.teachers
     assert len(asked) == 1
 
 
@@ -85,5 +86,5 @@ def test_keyword_texts_say_no_more_than_the_keyword():
 def test_an_image_size_that_patches_do_not_fit_is_refused(config, tmp_path):
     odd = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=30))
     with pytest.raises(UserError, match=r"data\.image_size=30.*multiple of 8"):
-        ensure_offline_teachers(odd, tmp_path, SilentReporter())
+        ensure_offline_teachers(odd, tmp_path, Session())
     assert not list(tmp_path.iterdir())

@@ -7,17 +7,16 @@ groups as an undisturbed one, and the same batches give the same texts, bit for 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from fedscale import files
 from fedscale.errors import UserError
+from fedscale.lock import is_at, take
 from fedscale.server.caption.rows import Row, from_json
 
 BEGUN = '{"begun": true}\n'
@@ -129,16 +128,9 @@ class Journal:
         self.rows, self.begun = {}, 0
 
     def _lock(self, file: IO[str]) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # a file system without locks: two workers would do the same work, and publish the same
-            pass
-        with suppress(FileNotFoundError):
-            if os.stat(self._path).st_ino == os.fstat(file.fileno()).st_ino:
-                return
-        raise BlockingIOError(f"{self._path}: published and removed while it was being opened")
+        take(file.fileno())  # without locks two workers would do the same work, and publish the same
+        if not is_at(self._path, file.fileno()):
+            raise BlockingIOError(f"{self._path}: published and removed while it was being opened")
 
     def _close(self) -> None:
         if self._file is not None:
