@@ -46,14 +46,14 @@ def write_scripts(config: Config, request: Request) -> Submission:
     stages = _stages(config, request.stage)
     folder = (Path(config.out) / config.name / "slurm").resolve()
     snapshot = folder / f"config-{files.fingerprint(to_dict(config))[:8]}.yaml"
-    commit = _commit()
-    scripts = Scripts(config, request, folder, snapshot, f"fedscale {__version__}, {commit}, {snapshot.name}")
+    ours = commit()
+    scripts = Scripts(config, request, folder, snapshot, f"fedscale {__version__}, {ours}, {snapshot.name}")
     texts = {stage: scripts.stage(stage) for stage in stages}  # a mistake in any, before a file is written
     files.write_text(snapshot, to_yaml(config))
     for stage, text in texts.items():
         files.write_text(scripts.path(stage), text)
     files.write_text(folder / CHAIN, scripts.chain(stages))
-    told = {"commit": commit, "config": snapshot.name, "request": dataclasses.asdict(request)}
+    told = {"commit": ours, "config": snapshot.name, "request": dataclasses.asdict(request)}
     files.write_json(folder / f"{request.stage}.json", {**told, "stages": stages, **environment(config)})
     return Submission(folder, stages, folder / CHAIN)
 
@@ -81,7 +81,7 @@ def _stages(config: Config, wanted: str) -> list[str]:
     return [*([] if chosen == ["report"] or is_prepared(config) else ["prepare"]), *chosen]
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the checkout that fedscale runs from, with a mark where files differ from it."""
     checkout = house.PACKAGE.parent
     if not (checkout / ".git").exists() or shutil.which("git") is None:

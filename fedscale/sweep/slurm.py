@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from fedscale import files
+from fedscale import __version__, files
 from fedscale.cluster.render import directive, render
+from fedscale.cluster.submit import commit
 from fedscale.errors import UserError
 from fedscale.sweep.plan import Sweep, SweepRun
 
@@ -37,6 +38,8 @@ def script(sweep: Sweep, words: Sequence[str], numbers: Sequence[int], at_once: 
         "ARRAY": array(numbers, at_once),
         "FOLDER": directive(str(Path.cwd()), "the working folder"),
         "LOGS": directive(f"{logs}/%a.log", "the sweep's folder"),
+        "THREADS": str(sweep.base.threads or 1),
+        "RECORD": shlex.quote(f"fedscale {__version__}, {commit()}"),
         "COMMAND": shlex.join([sys.executable, "-m", "fedscale", "sweep", *words]),
     }
     files.write_text(path, render(TEMPLATE, values, {}, list(sweep.config.slurm.options)))

@@ -14,6 +14,7 @@ from fedscale.errors import UserError
 from fedscale.sweep import Sweep, runs, slurm
 
 Opened = Callable[..., Sweep]
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
 
 def executable(path: Path, text: str) -> Path:
@@ -32,23 +33,31 @@ def test_the_script_has_the_sweeps_words_and_options_and_no_gap(opened: Opened) 
     sweep = opened("slurm.options=[--time=00:10:00,--gres=gpu:1]")
     first, later = slurm.phases(list(runs(sweep)))
     assert (first, later) == (list(range(10)), list(range(10, 22)))
-    text = slurm.script(sweep, ["a b.yaml", "seeds=[1]"], first, 4).read_text()
+    script = slurm.script(sweep, ["a b.yaml", "seeds=[1]"], first, 4)
+    text = script.read_text()
     assert "#SBATCH --array=0-9%4\n" in text and "#SBATCH --gres=gpu:1\n" in text
-    assert f"{sys.executable} -m fedscale sweep 'a b.yaml' 'seeds=[1]' --only \"$run\" &\n" in text
-    assert not re.search(r"__[A-Z]+__", text)
+    assert f"{sys.executable} -m fedscale sweep 'a b.yaml' 'seeds=[1]' --only \"$number\"\n" in text
+    assert not re.search(r"__[A-Z]+__|#include", text)
     for line in ("--signal=B:TERM@120", "--open-mode=append", "--requeue"):
         assert f"#SBATCH {line}\n" in text
+    done = subprocess.run([SHELLCHECK, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_signalled_task_saves_its_state_and_is_requeued(
     opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = 'trap "exit 75" TERM; env | grep ^SLURM_ARRAY_TASK > task; echo "$@" > begun; while :; do sleep 0.02; done'
-    monkeypatch.setattr(sys, "executable", str(executable(tmp_path / "python", run)))
+    """Under a fake Slurm, whose steps are told by scancel; on a real one: tests/cluster/test_slurm_sweep.py."""
+    run = 'echo $$ > step; trap "exit 75" TERM; env | grep ^SLURM_ARRAY_TASK > task; echo "$@" > begun'
+    python = executable(tmp_path / "python", f"{run}; while :; do sleep 0.02; done")
+    monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.chdir(tmp_path)
-    executable(tmp_path / "bin" / "scontrol", 'echo "$@" > requeued')
+    executable(tmp_path / "bin" / "scontrol", '[ "$1" = show ] || echo "$@" > requeued')
+    executable(tmp_path / "bin" / "srun", '[ "$1" = --ntasks=1 ] && shift && exec "$@"')
+    executable(tmp_path / "bin" / "scancel", 'echo "$@" > cancelled; kill -TERM "$(cat step)"')
     path = slurm.script(opened(), ["trial.yaml"], [3])
     told = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "9", "SLURM_ARRAY_JOB_ID": "77"}
+    told |= {"SLURM_JOB_ID": "80", "SLURM_JOB_NODELIST": "n1"}
     environment = {**os.environ, **told, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     task = subprocess.Popen(["bash", str(path)], env=environment)
     begun = tmp_path / "begun"
@@ -57,6 +66,7 @@ def test_a_signalled_task_saves_its_state_and_is_requeued(
     task.send_signal(signal.SIGTERM)
     assert task.wait(60) == 75
     assert begun.read_text() == "-m fedscale sweep trial.yaml --only 3\n"
+    assert (tmp_path / "cancelled").read_text() == "--signal=TERM 77_3\n"
     assert (tmp_path / "requeued").read_text() == "requeue 77_3\n"
     assert (tmp_path / "task").read_text() == "", "captioning sees no array"
 

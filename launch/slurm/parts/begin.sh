@@ -8,7 +8,7 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRA
 # Threads of a process: without the number, each library of each rank takes all cores.
 export OMP_NUM_THREADS=__THREADS__
 # srun does not take the cores for a task over from the job unless it is told.
-export SRUN_CPUS_PER_TASK=__CPUS__
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 # A process that crashes says where. A torchrun agent that is told to end gives its ranks this many seconds to save.
 export PYTHONFAULTHANDLER=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100
 
