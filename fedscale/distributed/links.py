@@ -89,8 +89,14 @@ def backend_for(cards: Sequence[str]) -> tuple[bool, str]:
     return False, ""
 
 
+def abort_groups(groups: list[dist.ProcessGroup]) -> None:
+    """Break off what goes on in the groups: ranks that wait for this one wake."""
+    for group in groups:
+        group.abort()
+
+
 def close_groups(groups: list[dist.ProcessGroup], default_too: bool, failed: bool) -> None:
-    """Close the groups, the default one too or not, and with them the connections: ranks that wait for this one wake.
+    """Close the groups, the default one too or not, and with them the connections.
 
     With a peer dead or frozen that may hang (NCCL's would), so it is then given up after a while.
     """
@@ -102,12 +108,8 @@ def close_groups(groups: list[dist.ProcessGroup], default_too: bool, failed: boo
             for group in groups:
                 dist.destroy_process_group(group)
 
-    def abort() -> None:
-        for group in groups:
-            group.abort()
-
     if failed:
-        within(ANSWER, abort)
+        within(ANSWER, lambda: abort_groups(groups))
         within(ANSWER, close)
     else:
         close()

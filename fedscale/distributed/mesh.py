@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from fedscale.distributed.launch import this_place
-from fedscale.distributed.links import Links, close_groups, open_links
+from fedscale.distributed.links import Links, abort_groups, close_groups, open_links
 from fedscale.distributed.meet import meet
 from fedscale.distributed.watch import RankLost, Watch
 from fedscale.errors import UserError
@@ -210,8 +210,11 @@ def open_mesh(
         yield Mesh(device=device)
         return
     meeting = meet(place, device, timeout_seconds, stage)
-    watch = Watch(meeting.store, place.rank, meeting.hosts, meeting.holds_store, timeout_seconds, stage)
     groups: list[dist.ProcessGroup] = []
+    watch = Watch(
+        meeting.store, place.rank, meeting.hosts, meeting.holds_store, timeout_seconds, stage,
+        wake=lambda: abort_groups(groups),
+    )  # fmt: skip
     failed = False
     try:
         with watch.collective("the start", mark=True):

@@ -2,7 +2,8 @@
 
 Without this a collective that breaks says `Connection closed by peer` on some ranks and `Timed out` on others, and the
 peer is often a healthy rank that broke off before. The store is a small key-value server at rank 0, or in torchrun's
-agent. Keys: beat/r (a counter that moves while r lives), at/r (its last collective), left/r, verdict.
+agent. Keys: beat/r (a counter that moves while r lives), at/r (number and place of its last collective), broke/r (the
+number of the one that broke for it), left/r, verdict.
 """
 
 from __future__ import annotations
@@ -30,20 +31,23 @@ class RankLost(Exception):
 class Watch:
     """The signs of life of all ranks of one mesh; `holds_store`: this process is the one that the store lives in.
 
-    What may block is asked for on a thread and given up in time: a frozen rank 0 freezes the store too.
+    `wake` breaks off what the others wait for too, so that the one for which nothing breaks is the late one. What may
+    block is asked for on a thread and given up in time: a frozen rank 0 freezes the store too.
     """
 
     def __init__(
-        self, store: Store, rank: int, hosts: Sequence[str], holds_store: bool, timeout: float, stage: str = "federate"
-    ) -> None:
+        self, store: Store, rank: int, hosts: Sequence[str], holds_store: bool, timeout: float, stage: str = "federate",
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._store, self._asking = store, store.clone()  # one connection waits for one answer at a time
         self._rank, self._hosts, self._holds_store, self._timeout = rank, hosts, holds_store, timeout
-        self._stage = stage
+        self._stage, self._wake = stage, wake
         self._count, self._mark, self._place, self._since = 0, "the start", "the start", time.monotonic()
         self._verdict = ""
         self._stop = threading.Event()
         store.set(f"beat/{rank}", "0")
         store.set(f"at/{rank}", f"0:{self._place}")
+        store.set(f"broke/{rank}", "-1")
         self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
         self._thread.start()
 
@@ -96,25 +100,34 @@ class Watch:
 
     def _blame(self) -> str:
         """The verdict on the collective that broke, the same on all ranks; empty when no rank is to blame."""
+        within(ANSWER, self._wake)
         answers = within(SILENCE + 2 * BEAT + ANSWER, self._judge)
         if answers or self._verdict or self._rank == 0:
             return self._verdict or next(iter(answers), "")
         return self._text([0], f"was lost at {self._place}: neither it nor the store on its host answers")
 
     def _judge(self) -> str:
-        """Ranks whose beats do not move are lost; else those behind this one are late. The first verdict stays."""
+        """Ranks whose beats do not move are lost; else those behind this one are late. The first verdict stays.
+
+        Behind are also those at the same place for which nothing broke: they have not come to what the others wait in.
+        """
+        self._asking.set(f"broke/{self._rank}", str(self._count))
         before = self._read("beat")
         if verdict := self._wait_for_verdict(SILENCE):
             return verdict
         after, at = self._read("beat"), [place.split(":", 1) for place in self._read("at")]
+        broke = self._read("broke")
         others = [rank for rank in range(len(self._hosts)) if rank != self._rank]
         if lost := [rank for rank in others if before[rank] == after[rank]]:
             how = f"was lost at {self._place}: no sign of life for {SILENCE:g} s (killed, frozen, or its host is down)"
             return self._publish(self._text(lost, how))
-        late = [rank for rank in others if int(at[rank][0]) < self._count]
-        if late and time.monotonic() - self._since > self._timeout:
-            how = f"did not arrive at {self._place} within {self._timeout:g} s; it lives, last at {at[late[0]][1]}"
-            return self._publish(self._text(late, how))
+        if time.monotonic() - self._since > self._timeout:
+            behind = [rank for rank in others if int(at[rank][0]) < self._count]
+            inside = [rank for rank in others if int(at[rank][0]) == self._count > int(broke[rank])]
+            if late := behind or inside:
+                verb, where = ("arrive at", "last at ") if behind else ("come through", "in the middle of ")
+                how = f"did not {verb} {self._place} within {self._timeout:g} s; it lives, {where}{at[late[0]][1]}"
+                return self._publish(self._text(late, how))
         return self._wait_for_verdict(2 * BEAT)  # another rank may have begun to judge a moment later
 
     def _wait_for_verdict(self, seconds: float) -> str:

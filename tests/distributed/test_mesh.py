@@ -89,6 +89,11 @@ try:
             if fate == "frozen": os.kill(os.getpid(), signal.SIGSTOP)
             if fate == "raised": raise ValueError("no such tensor")
             if fate == "late": threading.Event().wait({TIMEOUT} + 4)
+        if fate == "in step":  # it does not come to the second of the step's collectives; another one comes slowly
+            with mesh.watched("step 12"):
+                torch.distributed.all_reduce(torch.ones(9))
+                threading.Event().wait({TIMEOUT} + 9 if mesh.rank == victim else mesh.rank)
+                torch.distributed.all_reduce(torch.ones(9))
         if fate == "killed":
             mesh.sum_over_clients(torch.ones(9))
         mesh.barrier("round 12")
@@ -185,6 +190,11 @@ def test_a_process_group_that_exists_is_used_and_kept(tmp_path):
         ("frozen", 0, "rank 0 (host {}) was lost at 'round 12': neither it nor the store"),
         ("raised", 1, "rank 1 (host {}) ended with ValueError: no such tensor"),
         ("late", 1, "rank 1 (host {}) did not arrive at 'round 12' within 3 s; it lives, last at 'round 11'"),
+        (
+            "in step",
+            1,
+            "rank 1 (host {}) did not come through 'step 12' within 3 s; it lives, in the middle of 'step 12'",
+        ),
     ],
     ids=lambda value: str(value).split(" ")[0],
 )
