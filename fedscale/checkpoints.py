@@ -30,8 +30,8 @@ def checkpoint(folder: Path, prefix: str, number: int) -> Iterator[Path]:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         files.write_text(final / MARKER, "")
-    except OSError as error:
-        raise files.unwritable(final, error) from error
+    except Exception as error:
+        files.raise_unwritable(final, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _complete(folder, prefix)[:-KEPT]:

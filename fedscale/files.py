@@ -11,9 +11,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from fedscale.errors import UserError
+from fedscale.errors import Stopped, UserError
 
 
 @contextmanager
@@ -28,8 +28,8 @@ def published(path: Path) -> Iterator[Path]:
         yield temporary
         settle(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    except Exception as error:
+        raise_unwritable(path, error)
     finally:
         with suppress(OSError):  # never in the way of the error that is already under way
             temporary.unlink()
@@ -44,8 +44,11 @@ def settle(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def unwritable(path: Path, error: OSError) -> Exception:
-    """The `UserError` for a path that cannot be written, or the error itself when it is something else."""
+def unwritable(path: Path, error: Exception) -> Exception:
+    """The `UserError` for a path that cannot be written, or the error itself when it is something else.
+
+    A full or read-only disk is seen through what libraries make of it.
+    """
     remedies = {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "the disk quota is used up: free some space",
@@ -55,27 +58,60 @@ def unwritable(path: Path, error: OSError) -> Exception:
         errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder",
         errno.EEXIST: "a part of the path is a file, not a folder: choose another folder",
     }
-    if error.errno not in remedies:
+    if isinstance(error, UserError | Stopped):
         return error
-    return UserError(f"{path}: cannot be written ({remedies[error.errno]})")
+    number = _trouble(error) or getattr(error, "errno", None)
+    if number not in remedies:
+        return error
+    return UserError(f"{path}: cannot be written ({remedies[number]})")
+
+
+def raise_unwritable(path: Path, error: Exception) -> NoReturn:
+    """Raise what `unwritable` makes of the error that is being handled."""
+    found = unwritable(path, error)
+    if found is error:
+        raise
+    raise found from error
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """The line for an error that is a full or read-only disk at heart, however a library wrapped it; else None.
+    """The line for an error that is a full or read-only disk at heart, however a library wrapped it; else None."""
+    number = _trouble(error)
+    if number is None:
+        return None
+    return f"a file cannot be written ({os.strerror(number).lower()}); the same command resumes afterwards"
 
-    safetensors and torch's checkpoints raise errors of their own, which carry the number in their text alone.
+
+def _trouble(error: BaseException) -> int | None:
+    """The number of a full or read-only disk that is at the heart of the error, or None.
+
+    safetensors and torch's checkpoints raise errors of their own, which carry the number in their text alone; numpy's
+    carries none.
     """
     found: BaseException | None = error
-    while found is not None:
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
         numbers = {
             getattr(found, "errno", None),
             *(int(n) for n in re.findall(r"(?:os error |\[Errno )(\d+)", str(found))),
         }
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             if number in numbers:
-                return f"a file cannot be written ({os.strerror(number).lower()}); the same command resumes afterwards"
+                return number
+        if isinstance(found, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(found)):
+            return errno.ENOSPC
         found = found.__cause__ or found.__context__
     return None
+
+
+def reserve(path: Path) -> None:
+    """Give a file the blocks of its whole length, before it is written through a map.
+
+    Where the disk is full that is an OSError, and not the end of the process by SIGBUS.
+    """
+    with open(path, "rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
 
 
 def write_text(path: Path, text: str) -> None:

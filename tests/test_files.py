@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedscale import files
-from fedscale.errors import UserError
+from fedscale.errors import Stopped, UserError
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -38,6 +38,32 @@ def test_a_full_disk_is_seen_through_what_libraries_make_of_it() -> None:
     assert files.disk_trouble(OSError(errno.ENOSPC, "full")) is not None
     assert files.disk_trouble(RuntimeError("step 28 failed")) is None
     assert files.disk_trouble(FileNotFoundError(errno.ENOENT, "gone")) is None
+
+
+def test_a_full_disk_is_named_by_the_file_whatever_a_library_says(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    for error in (SafetensorError(said), OSError("5000 requested and 123 written")):
+        full = pytest.raises(UserError, match=r"a\.bin: cannot be written \(the disk is full")
+        with full, files.published(tmp_path / "a.bin"):
+            raise error
+
+
+def test_another_error_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error") as raised, files.published(tmp_path / "a.bin"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert files.disk_trouble(raised.value) is None
+
+
+def test_a_stop_and_a_users_mistake_pass_through_a_file_that_is_being_written(tmp_path: Path) -> None:
+    for error in (Stopped("stopped"), UserError("federate.lr=0")):
+        with pytest.raises(type(error)) as raised, files.published(tmp_path / "a.bin"):
+            try:
+                raise OSError(errno.ENOSPC, "full")
+            except OSError:
+                raise error from None
+        assert raised.value is error
 
 
 def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:

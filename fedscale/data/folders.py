@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedscale.files import unwritable
+from fedscale.files import raise_unwritable
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def published_folder(path: Path) -> Iterator[Path]:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-    except OSError as error:
-        raise unwritable(path, error) from error
+    except Exception as error:
+        raise_unwritable(path, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -132,6 +132,7 @@ def _build(
     with published_folder(folder) as temporary, reporter.task(f"decoding {split}", expected, "images") as task:
         path = temporary / "images.npy"
         images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(expected, size, size, 3))
+        files.reserve(path)
         for sample, image in threaded(pixels, checked_samples(manifest, split)):
             task.advance()
             if isinstance(image, str):
@@ -157,6 +158,7 @@ def _shorten(path: Path, rows: int) -> None:
     whole = np.load(path, mmap_mode="r")
     short = path.with_name("short.npy")
     target = np.lib.format.open_memmap(short, mode="w+", dtype=whole.dtype, shape=(rows, *whole.shape[1:]))
+    files.reserve(short)
     for start in range(0, rows, 1024):
         target[start : start + 1024] = whole[start : min(start + 1024, rows)]
     target.flush()

@@ -16,19 +16,20 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 
 def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write the state of a (prepared) model and optimiser into `folder`."""
-    with _one_process_is_meant():
+    """Write the state of a (prepared) model and optimiser into `folder`. Raises a rank's OSError on all of them."""
+    with _one_process_is_meant(), _ranks_own_errors():
         dcp.save(_state(model, optimizer), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Load what `save_state` wrote, into a model and optimiser built in the same way."""
     state = _state(model, optimizer)
-    with _one_process_is_meant():
+    with _one_process_is_meant(), _ranks_own_errors():
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     missing = set_state_dict(
         model,
@@ -51,3 +52,13 @@ def _one_process_is_meant() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+@contextmanager
+def _ranks_own_errors() -> Iterator[None]:
+    """Raise what happened at a rank, and not torch's report of it, which is no Exception (torch 2.15)."""
+    try:
+        yield
+    except CheckpointException as report:
+        error, _ = next(iter(report.failures.values()))
+        raise error from report

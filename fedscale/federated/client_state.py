@@ -207,7 +207,10 @@ class ClientStates:
                     f"restore it, or delete {self.folder.parent} to federate anew"
                 )
             # No longer than the file, beyond which a touch would be a SIGBUS; "r+" as torch wants writable memory.
-            self._maps[slab] = np.memmap(path, np.uint8, "r+", shape=(rows, self._row_bytes))
+            try:
+                self._maps[slab] = np.memmap(path, np.uint8, "r+", shape=(rows, self._row_bytes))
+            except OSError as error:
+                raise files.unwritable(path, error) from error
         return self._maps[slab]
 
     def _free_slot(self) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from fedscale import files
 from fedscale.config.schema import Config
 from fedscale.data.manifest import Manifest
 from fedscale.data.near_duplicates import left_out
@@ -66,10 +69,15 @@ def with_pool_client(
 
 def _joined(first: np.ndarray, second: np.ndarray, rows: np.ndarray, scratch: Path) -> np.memmap:
     """`first` and these rows of `second` as one array, in a file without a name, which goes when nobody maps it."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        shape = (len(first) + len(rows), *first.shape[1:])
-        joined = np.memmap(file, dtype=first.dtype, mode="w+", shape=shape)
+    shape = (len(first) + len(rows), *first.shape[1:])
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            # On the disk before it is written through the map: a full one would end the process (SIGBUS).
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * first.dtype.itemsize)
+            joined = np.memmap(file, dtype=first.dtype, mode="w+", shape=shape)
+    except OSError as error:
+        raise files.unwritable(scratch, error) from error
     for start in range(0, len(first), BLOCK):
         part = first[start : start + BLOCK]
         joined[start : start + len(part)] = part
