@@ -29,8 +29,17 @@ def _asked(headers: Mapping[str, str]) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
+        until, now = _moment(text), _moment(headers.get("date", ""))
+        if until is None:
             return None
+        # By the endpoint's own clock where it tells it: ours may be wrong, or jump.
+        seconds = until - (time.time() if now is None else now)
     return seconds if seconds > 0 else None  # NaN is not
+
+
+def _moment(date: str) -> float | None:
+    """Seconds since 1970 of a header's date; None where it is none."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
