@@ -1,17 +1,19 @@
 """Sweeps carried out: tuned, resumed, shared among workers. The stages are stand-ins, all else is real."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fedscale import files
+from fedscale import files, lock
 from fedscale.config import Config, load_config
 from fedscale.errors import Stopped, UserError
 from fedscale.lease import Leases
+from fedscale.runs import RunFolder
 from fedscale.session import Session
-from fedscale.stages import children
+from fedscale.stages import children, result_folder
 from fedscale.sweep import Sweep, execute, execute_one, runs
 from fedscale.sweep.results import describe
 from fedscale.sweep.status import complete, lease_name, listed
@@ -110,6 +112,29 @@ def test_a_dead_workers_run_is_taken_over(opened: Opened, stages_ran) -> None:
     Leases(sweep.folder / "locks", 1000).claim(lease_name(sweep.tuning[0]))  # and never beats
     execute_one(sweep, 0, Session())
     assert states(sweep)[0] == "done"
+
+
+def test_a_run_is_taken_over_once_its_frozen_worker_has_let_go_of_the_folder(
+    opened: Opened, stages_ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    sweep = opened("methods=[fedavg]")
+    run, session, held = sweep.tuning[0], Session(), threading.Event()
+    folder = result_folder(run.config, "federate")
+
+    def frozen() -> None:
+        with lock.held(folder.lock, folder.path, Session(), work=str(RunFolder.of(run.config).path)):
+            held.set()
+            while not any("waiting for its end" in line for line in session.reporter.lines):
+                time.sleep(0.01)
+            assert not stages_ran.ran, "two never write one folder"
+
+    thread = threading.Thread(target=frozen)
+    thread.start()
+    held.wait()
+    execute_one(sweep, 0, session)
+    thread.join()
+    assert states(sweep)[0] == "done" and len(stages_ran.ran) == 1
 
 
 def test_a_worker_taken_for_dead_stops_at_its_next_step(opened: Opened, stages_ran) -> None:

@@ -1,18 +1,21 @@
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
-from fedscale import files
+from fedscale import files, lock
 from fedscale.config import Config
 from fedscale.config.schema import DataConfig, OfflineConfig, OpenPoolConfig, ShapesConfig, TeachersConfig
-from fedscale.errors import UserError
+from fedscale.errors import Stopped, UserError
 from fedscale.models.clip import load_clip
 from fedscale.models.mllm import load_mllm
 from fedscale.progress import SilentReporter
 from fedscale.session import Session
 from fedscale.teachers import offline
-from fedscale.teachers.offline import ensure_offline_teachers, keyword_texts
+from fedscale.teachers.offline import ensure_offline_teachers, keyword_texts, located_offline_teachers
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,31 @@ def test_teachers_that_are_there_are_taken_and_others_are_not(trained, config, m
     other = dataclasses.replace(config, teachers=dataclasses.replace(config.teachers, offline=settings))
     assert ensure_offline_teachers(other, folder, Session(reporter)).teachers != resolved.teachers
     assert len(asked) == 1
+
+
+def test_of_several_processes_one_trains_and_the_others_wait(config, tmp_path, monkeypatch):
+    trained, sessions = [], [Session() for _ in range(3)]
+
+    def train(config, manifest, out, reporter):
+        trained.append(out)
+        while sum(any("waiting for its end" in line for line in s.reporter.lines) for s in sessions) < 2:
+            time.sleep(0.01)
+        return {"images": 0, "seconds": 0, "clip": None}
+
+    monkeypatch.setattr(offline, "_train", train)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda session: ensure_offline_teachers(config, tmp_path, session), sessions))
+    assert len(trained) == 1 and found[0] == found[1] == found[2]
+    assert [path.name.startswith("teachers-") for path in tmp_path.iterdir()] == [True]
+
+
+def test_who_waits_for_teachers_can_be_stopped(config, tmp_path):
+    home = Path(located_offline_teachers(config, tmp_path).teachers.clip.model).parent
+    session = Session()
+    session.stop.set()
+    with lock.held(home.with_name(f".{home.name}{lock.FILE}"), home, Session()), pytest.raises(Stopped):
+        ensure_offline_teachers(config, tmp_path, session)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_keyword_texts_say_no_more_than_the_keyword():
