@@ -1,18 +1,15 @@
-"""The site says what the code says: every key, every method, commands that parse, tests that exist."""
+"""The site says what the code says: every key, every method, tests that exist."""
 
 import dataclasses
 import re
-import shlex
 import sys
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import typer
 from mkdocs.exceptions import PluginError
 
-from fedscale.cli import app
 from fedscale.config import load_config
 from fedscale.config.checks import require
 from fedscale.config.method_options import PATH
@@ -26,12 +23,6 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md")}
 TEXT = "\n".join([README, *PAGES.values()])
-METHOD = "configs/methods/NAME.yaml"
-STANDING_FOR = {
-    **dict.fromkeys(("CONFIG", "CONFIG..."), "configs/cifar10_lt.yaml"),
-    METHOD: "configs/methods/fedprox.yaml",
-}
-NO_CONFIG = ("sweep", "shards", "report")  # these take other words
 
 
 @pytest.fixture(scope="module")
@@ -160,53 +151,3 @@ def test_the_tests_that_the_pages_name_are_there() -> None:
     assert len(named) > 20
     for file, name in named:
         assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE), (file, name)
-
-
-def commands() -> list[tuple[str, bool]]:
-    """Every `fedscale …` of README and docs, and whether it stands in a block, which one could copy and run."""
-    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    whole = [
-        found[1]
-        for line in lines
-        if (found := re.search(r"(?:^|-m |--module )fedscale ([^'#]*(?:'[^']*'[^'#]*)*)", line))
-    ]
-    inline = re.findall(
-        r"`(?:python -m )?fedscale ([a-z][^`]*)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
-    )
-    return sorted({*((one.strip(), True) for one in whole), *((one.strip(), False) for one in inline)})
-
-
-def parsed(words: list[str]) -> dict[str, Any]:
-    """The arguments that the command is given for these words, without carrying it out."""
-    seen: list[dict[str, Any]] = []
-
-    def instead(command: Any) -> None:
-        for below in getattr(command, "commands", {}).values():
-            instead(below)
-        if not hasattr(command, "commands"):
-            command.callback = lambda **given: seen.append(given)
-
-    root = typer.main.get_command(app)
-    instead(root)
-    root.main(words, prog_name="fedscale", standalone_mode=False)
-    return seen[0] if seen else {}
-
-
-def test_every_command_of_readme_and_docs_parses() -> None:
-    found = commands()
-    assert sum(whole for _, whole in found) > 25
-    for text, whole in found:
-        words = [STANDING_FOR.get(word, word) for word in shlex.split(text)]
-        try:
-            given = parsed(words)
-        except Exception as error:  # of typer's own copy of click
-            assert type(error).__name__ == "MissingParameter" and not whole, f"{text}: {error}"
-            continue
-        if given.get("words") and words[0] not in NO_CONFIG and "mine.yaml" not in words:  # which the guide writes
-            load_config(given["words"])
-
-
-def test_a_command_with_an_option_that_is_not_there_does_not_parse() -> None:
-    with pytest.raises(Exception, match="No such option"):
-        parsed(["submit", "configs/demo.yaml", "--node", "2"])
