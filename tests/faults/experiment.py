@@ -35,12 +35,13 @@ WORDS = [
 
 @dataclass(frozen=True)
 class Experiment:
-    """A folder that the commands are started in."""
+    """A folder that the commands are started in, and words that they have beside those that all have."""
 
     folder: Path
+    more: tuple[str, ...] = ()
 
     def words(self, stage: str) -> list[str]:
-        return [stage, *WORDS]
+        return [stage, *WORDS, *self.more]
 
     def stage(self, stage: str) -> Path:
         return self.folder / "runs" / "demo" / "full-s1" / stage
@@ -50,7 +51,7 @@ class Experiment:
         later = STAGES[STAGES.index(stage) :]
         unwanted = shutil.ignore_patterns("*.log", "alignment-*", *later, *(f"{name}-*" for name in later))
         shutil.copytree(self.folder, place, symlinks=True, ignore=unwanted)
-        return Experiment(place)
+        return Experiment(place, self.more)
 
     def rows(self, stage: str) -> list[dict[str, float]]:
         return [json.loads(line) for line in (self.stage(stage) / "metrics.jsonl").read_text().splitlines()]
@@ -73,10 +74,10 @@ class Experiment:
         assert found == wanted, "every row once"
 
 
-def undisturbed(folder: Path) -> Experiment:
-    """All stages carried out in the folder."""
-    experiment = Experiment(folder)
+def undisturbed(folder: Path, *more: str, stages: tuple[str, ...] = STAGES) -> Experiment:
+    """The stages carried out in the folder."""
+    experiment = Experiment(folder, more)
     (folder / "recipe.yaml").write_text(RECIPE)
-    for stage in STAGES:
+    for stage in stages:
         carried_out(experiment.words(stage), folder)
     return experiment

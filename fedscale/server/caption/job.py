@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -102,13 +103,17 @@ class CaptionJob:
     def _attempt(self, entry: ledger.Entry, lease: Lease | None, progress: Progress) -> None:
         """Caption one shard, or record that it failed."""
         shard = entry.shard
-        path = self.scratch / f"{shard.stem}.part.jsonl"
+        path, made_by = self._journal(shard), {**self.made_by, "input": shard.sha256 or shard.index}
         with ExitStack() as stack:
             try:
-                journal = stack.enter_context(Journal(path, {**self.made_by, "input": shard.sha256 or shard.index}))
+                journal = stack.enter_context(Journal(path, made_by))
             except BlockingIOError:
-                self._session.reporter.say(f"caption: {shard.file} is being captioned by another worker")
-                return
+                if lease is None or not self.is_open(self.look(shard)):
+                    self._session.reporter.say(f"caption: {shard.file} is being captioned by another worker")
+                    return
+                # Who has it open let the lease go stale: it is frozen. The shard is captioned anew, beside it.
+                aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+                journal = stack.enter_context(Journal(aside, made_by))
             try:
                 self._caption(entry, journal, lease, progress)
             except ShardError as error:
@@ -149,6 +154,10 @@ class CaptionJob:
         sidecar.publish(self.where, shard, done.rows, self.made_by, self._words, done.sha256, done.seconds)
         self.where.delete(sidecar.failed_name(shard))
         journal.remove()
+        self._journal(shard).unlink(missing_ok=True)  # a frozen worker's, if it was not the same
+
+    def _journal(self, shard: ShardInfo) -> Path:
+        return self.scratch / f"{shard.stem}.part.jsonl"
 
     def _walk(self, shard: ShardInfo) -> None:
         """Raises ShardError for a shard on a disk whose headers tell that it is broken, before the engine is asked."""

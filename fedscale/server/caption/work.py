@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -43,12 +44,13 @@ def by_rank(
 
 
 def tidy(folder: Path, done: set[str]) -> None:
-    """Remove the lists of all launches, and leases that dead workers left on shards (stems) that are done.
+    """Remove the lists of all launches, and what dead workers left of shards (stems) that are done: leases, journals.
 
     For the one that finds nothing left to do. The lease of a shard that is not done may be alive.
     """
-    for path in (*folder.glob(".pending-*"), *folder.glob("*.lease"), *folder.glob(".*.lease.*")):
-        if path.name.startswith(".pending-") or path.name.lstrip(".").partition(".lease")[0] in done:
+    left = ("*.lease", ".*.lease.*", ".*.part.*.jsonl")
+    for path in (*folder.glob(".pending-*"), *(path for pattern in left for path in folder.glob(pattern))):
+        if path.name.startswith(".pending-") or re.split(r"\.lease|\.part", path.name.lstrip("."))[0] in done:
             with suppress(OSError):
                 path.unlink()
 
