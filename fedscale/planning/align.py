@@ -39,7 +39,7 @@ def align_work(
         gradients = weights = FLOAT * student.parameters
         sent = sent_in_step(strategy, world, gradients, weights) * steps
         buckets = math.ceil(gradients / (25 * 2**20))
-        work += sending(sent, (2 * student.norms + buckets + 1) * steps, cluster.nodes)
+        work += sending(sent, (2 * student.norms + buckets + 1) * steps, cluster)
     teacher, memory = _teacher(config, seen, counts, cluster, clip, mllm)
     work += teacher + Work({"write": float(3 * student.bytes), "start": 1})
     state = state_bytes(student.parameters, strategy, world, optimiser=FLOAT if settings.momentum else 0)

@@ -86,6 +86,11 @@ def caption_work(
     )
 
 
+def texts_of(config: Config) -> float:
+    """Texts an image on average: a conversation has one a turn."""
+    return _tokens(config, 0)[2]
+
+
 def _tokens(config: Config, answer: int) -> tuple[float, float, float]:
     """An image's prompt tokens behind the shared beginning, tokens of history read again, texts; all kinds together."""
     asked = again = texts = 0.0

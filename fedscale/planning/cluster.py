@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fedscale.config.checks import require
@@ -33,6 +34,14 @@ class Cluster:
     def stretch(self) -> float:
         """How much longer work takes that all ranks of a node do at once, because they share its cores."""
         return max(1.0, self.per_node / self.node.cores) if self.node.is_cpu else 1.0
+
+    @property
+    def hops(self) -> float:
+        """Messages one after another in a collective of all ranks: round a ring on CPUs (gloo), up a tree on GPUs.
+
+        Ranks that share a core also wait for one another's turns.
+        """
+        return 2 * (self.world - 1) * self.stretch if self.node.is_cpu else 2 * math.ceil(math.log2(self.world))
 
     @property
     def crowding(self) -> float:

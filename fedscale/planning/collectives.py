@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedscale.config.schema import Config
 from fedscale.distributed.strategy import asked_strategy, read_launch_file
+from fedscale.planning.cluster import Cluster
 from fedscale.planning.work import Work
 
 BUCKET = 25 * 2**20  # bytes that DDP reduces at a time
@@ -92,6 +93,6 @@ def sent_in_step(strategy: Strategy, ranks: int, gradient_bytes: float, weight_b
     return reduced(gradient_bytes, ranks)
 
 
-def sending(size: float, messages: float, nodes: int) -> Work:
+def sending(size: float, collectives: float, cluster: Cluster) -> Work:
     """`size` bytes sent by a rank in so many collectives; a ring over nodes leaves each once, for all its ranks."""
-    return Work({"wire" if nodes > 1 else "link": size, "message": messages})
+    return Work({"wire" if cluster.nodes > 1 else "link": size, "message": collectives * cluster.hops})

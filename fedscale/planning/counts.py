@@ -20,6 +20,7 @@ from fedscale.data.sources import ArraySource
 from fedscale.errors import UserError
 
 MOST_DEALT = 5_000_000  # images that are dealt to clients one by one; of more, every client holds as many as the others
+EQUAL = ("iid", "dirichlet_equal")  # partitions that end in a cut into equal parts, whatever was drawn before
 RECORD = 1536  # bytes of a sample's headers and padding in a tar: three members, half a block of each empty
 SQUARE = 1.0  # height over width of an image whose sides nobody told
 
@@ -218,9 +219,9 @@ def _read_list(data: DataConfig) -> np.ndarray | None:
 
 def _dealt(config: Config, labels: np.ndarray) -> np.ndarray:
     """The clients' sizes, dealt as a run deals them; their order in the store, which decides who gets what, aside."""
-    if len(labels) > MOST_DEALT:
-        return _even(len(labels), config)
     settings = config.data.partition
+    if settings.file is None and (settings.kind in EQUAL or len(labels) > MOST_DEALT):
+        return _even(len(labels), config)
     if settings.file is not None:
         return sizes_of(Partition.load(settings.file).clients)
     return sizes_of(make_partition(labels, int(labels.max()) + 1, settings, config.seed).clients)
@@ -235,4 +236,4 @@ def _even(images: int, config: Config) -> np.ndarray:
     clients = config.data.partition.clients
     if images < clients:
         raise UserError(f"--images {images}: fewer than data.partition.clients={clients}; expected one each at least")
-    return np.diff(np.arange(clients + 1, dtype=np.int64) * images // clients)
+    return images // clients + (np.arange(clients) < images % clients).astype(np.int64)  # as np.array_split cuts

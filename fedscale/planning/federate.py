@@ -103,6 +103,7 @@ def federate_work(config: Config, counts: Counts, student: Student, cluster: Clu
         _storage(config, counts, student, found),
         _obstacles(config, cluster),
         _notes(config, counts, found),
+        _rated(config),
     )
 
 
@@ -117,7 +118,7 @@ def evaluation_work(
     work += Work({"call": float(student.passes.calls * batches) * cluster.stretch})
     work += Work({"crowd": work.flops * cluster.crowding})
     if cluster.world > 1:
-        work += sending(8.0 * counts.classes**2, 2, cluster.nodes)
+        work += sending(8.0 * counts.classes**2, 2, cluster)
     size = config.data.image_size
     batch = min(config.eval.batch_size, images) * (4 * FLOAT * student.passes.outputs / max(1, student.passes.calls))
     return StageWork(
@@ -133,7 +134,7 @@ def evaluation_work(
         },
         "a smaller eval.batch_size",
         {"store": float(counts.judged(config.eval.split) * (3 * size**2 + 8))},
-        rated_as=stage,
+        rated_as=_rated(config) if stage == "federate" else stage,
     )
 
 
@@ -141,6 +142,12 @@ def evaluations(config: Config) -> int:
     """How often stage 2 evaluates."""
     rounds, every = config.federate.rounds, config.eval.every
     return max(1, rounds // every + (rounds % every > 0))
+
+
+def _rated(config: Config) -> str:
+    """A backend with lanes has rates of its own."""
+    settings = config.federate
+    return f"federate {settings.backend}" if settings.backend in ("batched", "graph") else "federate"
 
 
 def _precision(config: Config, cluster: Cluster) -> str:
@@ -160,7 +167,7 @@ def _collected(config: Config, found: Rounds, student: Student, cluster: Cluster
     if method.server_state:  # reduced in parts, and the renewed parameters gathered as they are
         sent += gathered(FLOAT * student.parameters * (1 + len(method.broadcast)) / settings.shard, found.mesh)
         messages += 1 + len(method.broadcast)
-    return sending(sent, messages, cluster.nodes)
+    return sending(sent, messages, cluster)
 
 
 def _checkpoint_bytes(found: Rounds, student: Student) -> float:

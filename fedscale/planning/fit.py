@@ -14,14 +14,14 @@ from fedscale.config import load_config
 from fedscale.config.schema import Config
 from fedscale.data.partition import Partition
 from fedscale.errors import UserError
+from fedscale.planning.caption import texts_of
 from fedscale.planning.cluster import Cluster
 from fedscale.planning.counts import Counts, counts_of, sizes_of
 from fedscale.planning.hardware import hardware, sheet
 from fedscale.planning.rates import Rates
-from fedscale.planning.work import KINDS, Work
+from fedscale.planning.work import KINDS, StageWork, Work
 
-PRIOR = 1e-4  # weight of the data sheet's rate beside one run's relative error
-TRUST = 8.0  # times that a rate may differ from the data sheet's before the prior is the stronger pull
+PRIOR, POOLED = 1e-4, 1e-2  # weights of the data sheet's rates, and of all stages' together, beside one run's error
 STAGES = ("caption", "pretrain", "federate", "align")
 
 
@@ -38,30 +38,36 @@ class Measured:
 def fitted(runs: Sequence[Measured], gpu: str, cores: int = 0) -> Rates:
     """The rates that these runs tell, stage by stage; of kinds of work that a stage's runs do not have, none.
 
-    Minimised is Σ (predicted/measured − 1)² over the runs, with rates of 0 or more; what the runs do not tell apart
-    stays near the data sheet's proportions. Raises UserError without a run.
+    Minimised is Σ (predicted/measured − 1)² over the runs, with rates of 0 or more: over all runs first, near the data
+    sheet where they do not tell kinds apart, and over each stage's own then, near the rates of all. Raises UserError
+    without a run.
     """
     if not runs:
         raise UserError("--fit: no finished stage found; name run folders such as runs/demo")
     prior = sheet(hardware(gpu, cores))
-    stages = sorted({run.stage for run in runs}, key=STAGES.index)
-    measured = {stage: _fit([run for run in runs if run.stage == stage], prior) for stage in stages}
+    stages = sorted({run.stage for run in runs})
+    pooled = {
+        kind: (seconds, 1.0) for kind, seconds in _fit(runs, {k: (v, 1.0) for k, v in prior.items()}, PRIOR).items()
+    }
+    # Of what no run spends time on, none is expected in a stage either.
+    known = {kind: pooled[kind] if pooled.get(kind, (0.0,))[0] > 0 else (prior[kind], 0.0) for kind in KINDS}
+    measured = {stage: _fit([run for run in runs if run.stage == stage], known, POOLED) for stage in stages}
     return Rates(gpu, measured, {stage: sum(run.stage == stage for run in runs) for stage in stages})
 
 
-def _fit(runs: Sequence[Measured], prior: Mapping[str, float]) -> dict[str, float]:
+def _fit(runs: Sequence[Measured], expected: Mapping[str, tuple[float, float]], weight: float) -> dict[str, float]:
+    """Seconds of a unit of each kind that the runs have; `expected` is a guess, and how many times that is expected."""
     from scipy.optimize import nnls
 
     kinds = [kind for kind in KINDS if any(run.work[kind] > 0 for run in runs)]
-    # A kind's unknown is how many times the data sheet's its rate is; one that the sheet has at 0 has a guess instead.
-    guess = {kind: prior[kind] or max(prior[k] for k in ("conv.fp32", "matmul.fp32")) for kind in kinds}
-    rows = np.array([[run.work[kind] * guess[kind] / run.seconds for kind in kinds] for run in runs])
-    scale = float(np.median(1 / np.maximum(rows.sum(1), 1e-12)))  # the machine as a whole against the sheet
-    pull = np.sqrt(PRIOR) * np.eye(len(kinds)) / scale
-    system = np.vstack([rows, pull])
-    wanted = np.concatenate([np.ones(len(runs)), np.full(len(kinds), np.sqrt(PRIOR))])
-    times, _ = nnls(system, wanted)
-    return {kind: float(guess[kind] * value) for kind, value in zip(kinds, times, strict=True)}
+    fallback = max(guess for kind, (guess, _) in expected.items() if kind.startswith("conv."))  # crowd's has none
+    guess = np.array([expected[kind][0] or fallback for kind in kinds])
+    rows = np.array([[run.work[kind] for kind in kinds] for run in runs]) * guess
+    rows /= np.array([run.seconds for run in runs])[:, None]
+    pull = np.sqrt(weight) * np.eye(len(kinds))
+    wanted = np.sqrt(weight) * np.array([expected[kind][1] for kind in kinds])
+    times, _ = nnls(np.vstack([rows, pull]), np.concatenate([np.ones(len(runs)), wanted]))
+    return {kind: float(value) for kind, value in zip(kinds, times * guess, strict=True)}
 
 
 def runs_in(folders: Iterable[Path], gpu: str, per_node: int = 0) -> list[Measured]:
@@ -96,17 +102,15 @@ def _of_run(place: Path, gpu: str, per_node: int, known: Iterable[Path]) -> dict
         cluster = Cluster(node, -(-ranks // each), each)
         counts = _counts(config, place)
         works = stage_works(config, cluster, counts, (stage,), _answer_tokens(place, config))
-        found[folder] = Measured(str(place), stage, _together(works[stage], stage, works), float(done["seconds"]))
+        rated, work = works[stage].rated_as or stage, _together(stage, works)
+        found[folder] = Measured(str(place), rated, work, float(done["seconds"]))
     return found
 
 
-def _together(work: object, stage: str, works: Mapping[str, object]) -> Work:
+def _together(stage: str, works: Mapping[str, StageWork]) -> Work:
     """A stage's work with its evaluations, which its seconds hold."""
-    from fedscale.planning.work import StageWork
-
-    assert isinstance(work, StageWork)
     beside = works.get(f"evaluation of {stage}")
-    return work.work + beside.work if isinstance(beside, StageWork) else work.work
+    return works[stage].work + beside.work if beside else works[stage].work
 
 
 def _counts(config: Config, place: Path) -> Counts:
@@ -122,5 +126,5 @@ def _answer_tokens(place: Path, config: Config) -> int:
     if not path.exists():
         return 0
     done = files.read_json(path)
-    texts = done["images"] * len(config.caption.kinds)
+    texts = done["images"] * texts_of(config)
     return round(done["tokens"] / texts) if texts else 0

@@ -79,11 +79,11 @@ SECONDS = {  # of one unit, where no data sheet says anything [assumed until mea
     "pixel": 1.8e-8,  # 3.5 ms for 500 × 375, resizing included, on one 2.3 GHz core (server/pretrain/batch.py)
     "read": 5.0e-10,  # 2 GB/s a node of a parallel file system
     "write": 1.0e-9,
-    "message": 4.0e-5,
+    "message": 1.0e-5,
     "round": 0.05,
     "start": 30.0,
 }
-CPU_SECONDS = {"call": 2.0e-5, "message": 3.0e-4, "start": 3.0, "round": 0.01, "read": 1.0e-9, "crowd": 0.0}
+CPU_SECONDS = {"call": 2.0e-5, "message": 2.0e-4, "start": 3.0, "round": 0.01, "read": 1.0e-9, "crowd": 0.0}
 
 
 def hardware(name: str, cores: int = 0) -> Hardware:

@@ -63,7 +63,7 @@ def pretrain_work(
             strategy, world, FLOAT * trained, FLOAT * trained + 2.0 * max(0, frozen), settings.accumulation
         )
         messages = 2 * student.norms * settings.accumulation + math.ceil(FLOAT * trained / BUCKET) + 3
-        work += sending(sent * steps, float(messages * steps), cluster.nodes)
+        work += sending(sent * steps, float(messages * steps), cluster)
     work += _loading(config, counts, cluster, images, steps * settings.batch_size)
     saves = math.ceil(steps / settings.save_every)
     checkpoint = float(trained * (FLOAT + ADAM) + FLOAT * student.statistics)

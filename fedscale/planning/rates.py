@@ -17,7 +17,10 @@ MEASURED, SHEET = "measured", "data sheet"
 
 @dataclass(frozen=True)
 class Rates:
-    """`measured[stage][kind]`: seconds of one unit in a stage, on `gpu`; `runs[stage]`: of how many runs."""
+    """`measured[stage][kind]`: seconds of one unit in a stage, on `gpu`; `runs[stage]`: of how many runs.
+
+    `federate batched` and `federate graph`, where they were measured, go before `federate`.
+    """
 
     gpu: str
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -26,7 +29,8 @@ class Rates:
     def of(self, stage: str, node: Hardware) -> tuple[dict[str, float], dict[str, str]]:
         """Seconds of one unit of every kind in a stage, and what each rests on."""
         found, basis = sheet(node), dict.fromkeys(KINDS, SHEET)
-        for kind, seconds in self.measured.get(stage, {}).items():
+        base = stage.partition(" ")[0]
+        for kind, seconds in self.measured.get(stage, self.measured.get(base, {})).items():
             found[kind], basis[kind] = seconds, MEASURED
         return found, basis
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from fedscale.config.schema import Config
@@ -48,6 +48,11 @@ class MllmShape:
 
 def clip_of(config: Config) -> Clip:
     """The CLIP of the config. Raises UserError where its shape is not to be had without a network."""
+    return _clip(config.teachers.clip.model)
+
+
+@cache
+def _clip(name: str) -> Clip:
     import open_clip
     import torch
     from torch import nn
@@ -55,7 +60,6 @@ def clip_of(config: Config) -> Clip:
     from fedscale.models.clip import KEY, MARKER, _quiet
     from fedscale.models.hub import local_folder
 
-    name = config.teachers.clip.model
     folder = None if ":" in name else local_folder(name, MARKER, KEY)
     with _quiet(), torch.device("meta"):
         if folder:
@@ -87,10 +91,15 @@ def clip_of(config: Config) -> Clip:
 
 def mllm_of(config: Config) -> MllmShape:
     """The MLLM of the config. Raises UserError where its shape is not to be had without a network."""
+    return _mllm(config.teachers.mllm.model)
+
+
+@cache
+def _mllm(name: str) -> MllmShape:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    described = _mllm_config(config.teachers.mllm.model)
+    described = _mllm_config(name)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(described, attn_implementation="eager")
     vision, text = described.vision_config, described.get_text_config()
@@ -167,8 +176,3 @@ def words_of(texts: Any) -> float:
     """Tokens of a question in words: 1.3 a word, and 8 of the chat form [D: English in LLaMA's vocabulary]."""
     held = list(texts)
     return 8 + 1.3 * sum(len(text.split()) for text in held) / max(1, len(held))
-
-
-def mean_saved(passes: Passes, images: float) -> float:
-    """Bytes kept for a backward pass of so many images."""
-    return math.ceil(images) * passes.saved

@@ -32,7 +32,7 @@ KINDS = {
     "write": Kind("byte", WRITING),  # to it, synced
     "link": Kind("byte", NETWORK),  # sent by a rank to others of its node
     "wire": Kind("byte", NETWORK),  # sent by a node to others
-    "message": Kind("message", NETWORK),  # a collective, whatever its size
+    "message": Kind("message", NETWORK),  # one after another, whatever their size
     "round": Kind("round", FIXED),
     "start": Kind("start", FIXED),
 }
