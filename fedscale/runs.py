@@ -65,10 +65,20 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def identity(self) -> str:
+        """What a lock's owner calls the run that it works on."""
+        return str(self.path.resolve())
+
     def describe(self, config: Config) -> None:
-        """Save the resolved config and the environment. Raises UserError where the folder cannot be written."""
-        files.write_text(self.path / "config.yaml", to_yaml(config))
-        files.write_json(self.path / "environment.json", environment(config))
+        """Save the resolved config and the environment. Raises UserError where the folder cannot be written.
+
+        Not while another job works on the run: what made its results stands there already.
+        """
+        owners = [owner_of(self.stage(stage).resolve() / FILE) for stage in STAGES]
+        if not any(owner is not None and owner.work == self.identity for owner in owners):
+            files.write_text(self.path / "config.yaml", to_yaml(config))
+            files.write_json(self.path / "environment.json", environment(config))
 
 
 def environment(config: Config) -> dict[str, Any]:

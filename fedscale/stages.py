@@ -73,7 +73,7 @@ def prerequisites(config: Config, stage: str) -> list[str]:
 def stage_folder(config: Config, stage: str) -> StageFolder:
     """The stage's folder. In a child run it is a link into `shared/`, so that equal inputs are worked on once."""
     folder = StageFolder(RunFolder.of(config).stage(stage), stage_inputs(config, stage))
-    if config.variant and stage != "align":
+    if _is_shared(config, stage):
         _link(folder.path, result_folder(config, stage).path)
     return folder
 
@@ -81,10 +81,14 @@ def stage_folder(config: Config, stage: str) -> StageFolder:
 def result_folder(config: Config, stage: str) -> StageFolder:
     """Where the stage's result lies, whether there is any or not: the folder itself, or what its link leads to."""
     inputs = stage_inputs(config, stage)
-    if not config.variant or stage == "align":
+    if not _is_shared(config, stage):
         return StageFolder(RunFolder.of(config).stage(stage), inputs)
     shared = Path(config.out) / config.name / "shared"
     return StageFolder(shared / f"{stage}-{files.fingerprint(inputs)}", inputs)
+
+
+def _is_shared(config: Config, stage: str) -> bool:
+    return bool(config.variant) and stage != "align"
 
 
 def run_stage(
@@ -111,8 +115,10 @@ def run_stage(
         return
     from fedscale.distributed.alone import alone  # torch, only once there is work to do
 
-    work, timeout = str(RunFolder.of(config).path), getattr(config, stage).timeout
-    with alone(folder, stage, session, work, wait, timeout) as entered:
+    run = RunFolder.of(config)
+    if wait is None and not _is_shared(config, stage):
+        wait = False
+    with alone(folder, stage, session, run.identity, wait, getattr(config, stage).timeout) as entered:
         if entered is None:
             session.reporter.say(f"{stage}: complete by now, nothing to do")
             return

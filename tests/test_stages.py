@@ -152,7 +152,7 @@ def test_a_shared_stage_that_another_run_makes_is_waited_for(
     begun, reporter = threading.Event(), SilentReporter()
 
     def make() -> None:
-        with lock.held(folder.lock, "pretrain", Session(), work=str(RunFolder.of(other).path)):
+        with lock.held(folder.lock, "pretrain", Session(), work=RunFolder.of(other).identity):
             begun.set()
             while not reporter.lines:
                 time.sleep(0.01)

@@ -1,6 +1,7 @@
 """Two jobs on one run folder, in every stage: the second is refused by the first one's name, or does the same work."""
 
 import os
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -21,11 +22,15 @@ def test_a_second_job_amid_a_stage_changes_no_byte_of_it(
     stage: str, begun: Callable[..., Tiny], finished: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny, second, pid = begun(stage), list[Said](), os.getpid()
+    described = tiny.folder / "environment.json"
 
     def again() -> None:
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", lambda: pid + 1)  # another process, which temporary files are named after
+            before = described.read_bytes() if stage in ALONE else b""
+            patch.setattr(sys, "argv", ["fedscale", "again"])
             second.append(tiny.command(stage, patch))
+            assert stage not in ALONE or described.read_bytes() == before, "it tells how the results were made"
 
     first = tiny.command(stage, monkeypatch, again)
     assert first.code == 0, first

@@ -123,7 +123,7 @@ def test_a_run_is_taken_over_once_its_frozen_worker_has_let_go_of_the_folder(
     folder = result_folder(run.config, "federate")
 
     def frozen() -> None:
-        with lock.held(folder.lock, folder.path, Session(), work=str(RunFolder.of(run.config).path)):
+        with lock.held(folder.lock, folder.path, Session(), work=RunFolder.of(run.config).identity):
             held.set()
             while not any("waiting for its end" in line for line in session.reporter.lines):
                 time.sleep(0.01)
