@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from fedscale import files
-from fedscale.errors import EXIT_BUG, EXIT_REQUEUE, EXIT_USER, Stopped, UserError
+from fedscale.errors import EXIT_BUG, EXIT_REQUEUE, EXIT_USER, Stopped, UserError, WorkerLost
 from fedscale.progress import TerminalReporter
 
 Words = Annotated[
@@ -37,6 +37,9 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
         except Stopped as stopped:
             complain(f"{stopped}; the same command resumes it")
             raise typer.Exit(EXIT_REQUEUE) from None
+        except WorkerLost as lost:
+            complain(f"error: {lost}")
+            raise typer.Exit(EXIT_BUG) from None
         except Exception as error:
             if _is_lost_rank(error):
                 complain(f"error: {error}")  # which says that the same command resumes

@@ -20,3 +20,7 @@ class Diverged(UserError):
 
 class Stopped(Exception):
     """A signal asked the stage to stop; its state is saved, and the same command resumes it."""
+
+
+class WorkerLost(Exception):
+    """A worker process of this one is gone: killed, or out of memory. Its text is the one line that the user reads."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedscale.config import Config
 from fedscale.data.workers import end_with_parent
-from fedscale.errors import Stopped
+from fedscale.errors import Stopped, WorkerLost
 from fedscale.progress import QueueReporter, forward
 from fedscale.runs import STAGES, RunFolder
 from fedscale.session import Flag, Session
@@ -81,7 +81,7 @@ def worker_session() -> Session:
 
 @contextmanager
 def workers(count: int, session: Session) -> Iterator[tuple[ProcessPoolExecutor, Flag]]:
-    """A pool of processes that report to `session`, and the flag that stops them all. A dead one is a RuntimeError."""
+    """A pool of processes that report to `session`, and the flag that stops them all. A dead one is a WorkerLost."""
     context = multiprocessing.get_context("spawn")
     events, stop = context.Queue(), context.Event()
     listener = threading.Thread(target=forward, args=(events, session.reporter))
@@ -90,7 +90,10 @@ def workers(count: int, session: Session) -> Iterator[tuple[ProcessPoolExecutor,
         with ProcessPoolExecutor(count, context, _start_worker, (events, stop)) as pool:
             yield pool, stop
     except BrokenProcessPool:
-        raise RuntimeError("a worker process died (out of memory, or killed); the same command resumes") from None
+        raise WorkerLost(
+            "a worker process died (killed, or out of memory: then use fewer jobs=); start the same command again: it "
+            "resumes"
+        ) from None
     finally:
         events.put(None)
         listener.join()
