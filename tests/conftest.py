@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedscale.distributed.compile_lock import release_dead_locks
+
 COMPILED = Path(sys.prefix) / "torch_extensions"  # with the environment whose headers it was compiled from
-STALE = 300.0  # seconds after which whoever compiled is taken for dead: torch would wait for it without end
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,9 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     All child processes find the same ninja: another one takes what it compiled for stale and compiles it again.
     """
     if not hasattr(config, "workerinput"):
-        for lock in COMPILED.rglob("lock"):
-            if time.time() - lock.stat().st_mtime > STALE:
-                lock.unlink(missing_ok=True)
+        release_dead_locks(COMPILED)
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(COMPILED))
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 
 from fedscale.distributed.accelerator import make_accelerator
 from fedscale.distributed.batch_norm import synchronise_batch_norms
+from fedscale.distributed.compile_lock import build_folder, release_dead_locks
+from fedscale.distributed.launch import this_place
 from fedscale.distributed.mesh import Mesh
 from fedscale.distributed.state import load_state, save_state
 from fedscale.distributed.strategy import asked_strategy
@@ -53,6 +55,10 @@ class Training:
         units = repeated_blocks(module)
         self.mesh, self._accumulation, self._max_norm = mesh, accumulation, max_norm
         self._tracks = False
+        if asked_strategy(os.environ) == "deepspeed":
+            if this_place().local_rank == 0:
+                release_dead_locks(build_folder())
+            mesh.barrier("DeepSpeed's compiled operations")  # before any rank compiles them
         self.accelerator = make_accelerator(
             mesh.device, mixed_precision, units, micro_batch, accumulation, max_norm, tracked
         )

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import sys
 import sysconfig
-import time
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
-import torch
-
+from fedscale.distributed.compile_lock import OPS, build_folder, is_dead
 from fedscale.doctor.finding import Finding, Gravity
 from fedscale.doctor.patient import Patient
 
 CHECK = "DeepSpeed's ops"
-OPS = ("cpu_adam", "deepspeed_shm_comm")
-STALE = 600.0  # seconds after which nobody compiles any more: torch would wait for the lock without end
 
 
 def deepspeed_ops(patient: Patient) -> Finding:
@@ -28,14 +22,9 @@ def deepspeed_ops(patient: Patient) -> Finding:
     facts = {"folder": str(folder)}
     for name in OPS:
         lock = folder / name / "lock"
-        if lock.exists() and time.time() - lock.stat().st_mtime > STALE:
-            return Finding(
-                CHECK,
-                Gravity.NOTE,
-                f"{lock}: left by a killed process; the next one waits without end",
-                "delete it",
-                facts,
-            )
+        if is_dead(lock):
+            found = f"{lock}: left by a killed process; training by ZeRO takes it away, others would wait without end"
+            return Finding(CHECK, Gravity.NOTE, found, "delete it", facts)
     built = {name: folder / name / f"{name}.so" for name in OPS if (folder / name / f"{name}.so").exists()}
     for name, path in built.items():
         if reason := _refusal(name, path):
@@ -52,19 +41,6 @@ def deepspeed_ops(patient: Patient) -> Finding:
         f"{', '.join(left)}: not compiled yet; compiler, ninja and headers are there, ZeRO on CPUs compiles at first"
     )
     return Finding(CHECK, Gravity.FINE, found, facts=facts)
-
-
-def build_folder() -> Path:
-    """Where torch puts compiled extensions, without making it."""
-    if root := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(root)
-    logging.disable(logging.WARNING)  # importing it tells that there is no CUDA; `devices` has told more
-    try:
-        from torch.utils.cpp_extension import get_default_build_root
-    finally:
-        logging.disable(logging.NOTSET)
-    kind = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
-    return Path(get_default_build_root()) / f"py{sys.version_info.major}{sys.version_info.minor}{sys.abiflags}_{kind}"
 
 
 def _refusal(name: str, path: Path) -> str:

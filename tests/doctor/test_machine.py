@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch.utils import cpp_extension
 
+from fedscale.distributed import compile_lock
 from fedscale.doctor import clock, deepspeed_ops, devices, extras, folders, shared_memory, speed, threads, versions
 from fedscale.doctor.finding import Gravity
 from fedscale.doctor.patient import Clocks
@@ -108,16 +109,18 @@ def test_a_lock_that_a_killed_compiler_left_and_a_file_that_does_not_load_are_fo
     patient: Patients, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(compile_lock, "torch_waits_for_files", lambda: True)
     assert "not compiled" in deepspeed_ops.deepspeed_ops(patient()).found
     lock, built = tmp_path / "cpu_adam" / "lock", tmp_path / "cpu_adam" / "cpu_adam.so"
     lock.parent.mkdir()
     built.write_bytes(b"of another torch")
     found = deepspeed_ops.deepspeed_ops(patient())
     assert found.gravity == Gravity.NOTE and "does not load" in found.found
-    lock.write_text("")
-    assert "does not load" in deepspeed_ops.deepspeed_ops(patient()).found, "a fresh lock is somebody's"
-    os.utime(lock, (time.time() - 3600,) * 2)
-    assert "waits without end" in deepspeed_ops.deepspeed_ops(patient()).found
+    with lock.open("w"):
+        assert "does not load" in deepspeed_ops.deepspeed_ops(patient()).found, "somebody compiles"
+    for path in (lock, built):
+        os.utime(path, (time.time() - 3600,) * 2)
+    assert "would wait without end" in deepspeed_ops.deepspeed_ops(patient()).found
 
 
 def test_a_clock_that_was_set_is_noted(patient: Patients, tmp_path: Path) -> None:
