@@ -103,6 +103,9 @@ def test_the_others_name_the_lost_rank_and_the_same_command_ends_as_if_undisturb
         if number != victim:
             lost = 1 - number
             assert_ended(rank, case.at, stage, lost, case.ranks[lost].host, how or (NO_STORE, NO_SIGN)[lost])
+    if fault == "frozen":  # who wakes up again finds that out, and ends too
+        os.kill(case.ranks[1].number, signal.SIGCONT)
+        assert_ended(case.ranks[1], time.time(), stage, 0, case.ranks[0].host, NO_STORE)
     for rank in case.ranks:
         rank.clear_away()
     run = case.experiment.folder / "runs"
