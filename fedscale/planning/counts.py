@@ -79,9 +79,7 @@ def counts_of(config: Config, images: int = 0, pool: int = 0) -> Counts:
     """
     found = _of_shards(config, images) or _of_recipe(config, images, pool)
     if images and images != found.train:
-        found = replace(
-            found, train=images, sizes=_even(images, config), told=f"{images:,} images as asked", exact=False
-        )
+        found = replace(found, train=images, told=f"{images:,} images as asked", exact=False)
     if pool:
         found = replace(found, pool=pool, told=f"{found.told}; a pool of {pool:,} as asked")
     return found
@@ -102,7 +100,7 @@ def _of_shards(config: Config, images: int) -> Counts | None:
         manifest.num_samples("pool"),
         manifest.num_samples("validation"),
         manifest.num_samples("test"),
-        _dealt(config, labels) if not images else _even(images, config),
+        _dealt(config, labels, images),
         sum(shard.bytes for shard in held) / in_all - RECORD,
         known.pixels if known else config.data.image_size**2 * SQUARE,
         max((shard.samples for shard in manifest.splits.get("pool", ())), default=config.data.samples_per_shard),
@@ -131,7 +129,7 @@ def _of_recipe(config: Config, images: int, pool: int) -> Counts:
             "built; give data.classes="
         )
     if data.format == "imagenet" and data.train_list:
-        return _by_list(config, classes)
+        return _by_list(config, classes, images)
     if known is None:
         if not images:
             raise UserError(
@@ -153,7 +151,7 @@ def _of_recipe(config: Config, images: int, pool: int) -> Counts:
         split.get("pool", 0),
         split.get("validation", 0),
         split.get("test", 0),
-        _even(images, config) if images else _dealt(config, labels),
+        _dealt(config, labels, images),
         known.bytes,
         known.pixels,
         data.samples_per_shard,
@@ -172,7 +170,7 @@ def _stand_in(classes: int, known: Originals) -> ArraySource:
     return ArraySource([str(c) for c in range(classes)], train=split(known.train), test=split(known.test))
 
 
-def _by_list(config: Config, classes: int) -> Counts:
+def _by_list(config: Config, classes: int, images: int) -> Counts:
     """ImageNet by a list: the list's own counts where it lies here, else those that were published."""
     data = config.data
     listed = _read_list(data)
@@ -193,7 +191,7 @@ def _by_list(config: Config, classes: int) -> Counts:
         left - validation if data.open_pool.enabled else 0,
         validation if data.open_pool.enabled else 0,
         50 * classes,
-        _dealt(config, labels),
+        _dealt(config, labels, images),
         SHAPES.bytes if rehearsed else IMAGENET.bytes,
         SHAPES.pixels if rehearsed else IMAGENET.pixels,
         data.samples_per_shard,
@@ -217,8 +215,13 @@ def _read_list(data: DataConfig) -> np.ndarray | None:
     return None
 
 
-def _dealt(config: Config, labels: np.ndarray) -> np.ndarray:
-    """The clients' sizes, dealt as a run deals them; their order in the store, which decides who gets what, aside."""
+def _dealt(config: Config, labels: np.ndarray, images: int) -> np.ndarray:
+    """The clients' sizes, dealt as a run deals them, or `images` evenly where so many are asked for.
+
+    In which order the images lie in the store, which decides who gets what, cannot be known here.
+    """
+    if images:
+        return _even(images, config)
     settings = config.data.partition
     if settings.file is None and (settings.kind in EQUAL or len(labels) > MOST_DEALT):
         return _even(len(labels), config)

@@ -11,13 +11,26 @@ from fedscale.planning.work import DEVICE, IDLE, KINDS, LOADER, MEMORY, StageWor
 MOST_IDLE = 0.3  # share of waiting above which the ranks that wait are the limit
 REMEDIES = {
     "compute": "more GPUs, a lower precision, or a smaller model",
-    "memory bandwidth": "larger batches, or more clients side by side (federate.lanes)",
-    "launches": "larger batches, federate.lanes, or backend=graph: many small layers are queued one by one",
-    "decoding": "more pretrain.workers and cores, or smaller images in the shards",
+    "memory bandwidth": "larger batches, or a GPU with a faster memory",
+    "launches": "larger batches: many small layers are queued one by one",
+    "decoding": "more cores, or smaller images in the shards",
     "reading": "copy the shards to the nodes' own disks: `fedscale submit --stage-in`",
     "writing": "checkpoints less often (pretrain.save_every, federate.checkpoint_every), or a faster disk",
     "network": "fewer nodes, larger batches or more local epochs",
     "fixed overhead": "nothing: starting takes most of it",
+}
+OWN_REMEDIES = {  # of a stage
+    (
+        "caption",
+        "memory bandwidth",
+    ): "a larger caption.batch_size, as far as keys and values fit: weights are read for all",
+    ("caption", "launches"): "a larger caption.batch_size, or caption.engine=vllm",
+    ("pretrain", "decoding"): "more pretrain.workers, or smaller images in the shards",
+    ("federate", "memory bandwidth"): "federate.precision=bf16, or federate.backend=graph",
+    ("federate", "launches"): "federate.lanes, or federate.backend=graph: many small layers are queued one by one",
+    ("federate", "network"): "more local epochs, or fewer nodes",
+    ("align", "decoding"): "one rank draws the set: align.labels=keyword decodes only what it takes",
+    ("align", "network"): "one GPU: so short a training gains nothing from more",
 }
 
 
@@ -61,7 +74,7 @@ def predict(
     )
     seconds, hidden = total_seconds(stage.work, node, rates, workers)
     memory = sum(stage.memory.values())
-    limit, remedy = _limit(stage, node, terms, seconds, workers)
+    limit, remedy = _limit(stage, terms)
     fits = memory <= node.usable
     if not fits:
         limit, remedy = MEMORY, stage.memory_remedy
@@ -85,7 +98,7 @@ def total_seconds(work: Work, node: Hardware, rates: Mapping[str, float], worker
     return everything - hidden, hidden
 
 
-def _limit(stage: StageWork, node: Hardware, terms: tuple[Term, ...], seconds: float, workers: int) -> tuple[str, str]:
+def _limit(stage: StageWork, terms: tuple[Term, ...]) -> tuple[str, str]:
     by_limit: dict[str, float] = {}
     for term in terms:
         limit = KINDS[term.kind].limit
@@ -95,4 +108,4 @@ def _limit(stage: StageWork, node: Hardware, terms: tuple[Term, ...], seconds: f
     most = max(by_limit, key=lambda name: by_limit[name])
     if stage.idle > MOST_IDLE:
         return IDLE, stage.idle_remedy
-    return most, REMEDIES[most]
+    return most, OWN_REMEDIES.get((stage.stage, most), REMEDIES[most])

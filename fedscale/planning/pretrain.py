@@ -79,7 +79,7 @@ def pretrain_work(
         "launch=launch/accelerate/zero3.yaml, more pretrain.accumulation, or pretrain.activation_checkpointing=true",
         {"checkpoints": (KEPT_CHECKPOINTS + 1) * checkpoint, "model": float(student.bytes)},
         _obstacles(config, world),
-        _notes(config, tokens),
+        _notes(config, tokens, world),
     )
 
 
@@ -191,7 +191,13 @@ def _obstacles(config: Config, world: int) -> list[str]:
     return found
 
 
-def _notes(config: Config, tokens: float) -> list[str]:
-    if config.pretrain.objective == "keyword":
-        return []
-    return [f"{tokens:.0f} positions a text, padding included: an upper bound where answers are short"]
+def _notes(config: Config, tokens: float, world: int) -> list[str]:
+    notes, probe = [], config.pretrain.probe
+    if config.pretrain.objective != "keyword":
+        notes.append(f"{tokens:.0f} positions a text, padding included: an upper bound where answers are short")
+    if world > 1 and probe.enabled:
+        models = 2 * len(probe.fractions)
+        notes.append(
+            f"pretrain.probe trains {models} models of {probe.steps} steps on one rank, after the others ended"
+        )
+    return notes

@@ -135,7 +135,7 @@ def lines(made: Plan) -> list[str]:
                 f"({', '.join(f'{k} {as_bytes(v)}' for k, v in one.stage.memory.items())}) → {one.remedy}"
             )
         told += [f"{row.stage}: does not run so: {line}" for line in one.stage.obstacles]
-        if one.fits and one.remedy and one.stage.predictable:
+        if one.fits and one.remedy and one.stage.predictable and not row.stage.startswith("evaluation"):
             told.append(f"{row.stage}: limited by {one.limit} → {one.remedy}")
         told += [f"{row.stage}: {note}" for note in one.stage.notes]
     measured = [stage for stage in made.rates.measured]

@@ -99,11 +99,18 @@ def test_a_list_that_is_there_is_counted(imagenet: Config, tmp_path: Path) -> No
     assert (counts_of(config).train, counts_of(config).told) == (3000, "the list")
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the demo's shards are built once."""
+    return tmp_path_factory.mktemp("built")
+
+
 def test_an_unbuilt_recipe_counts_as_its_shards_do(
-    tmp_path: Path, demo: Config, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, built: Path, demo: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where nothing is built
     before = counts_of(demo)
+    monkeypatch.chdir(built)
     manifest = ensure_shards(demo.data, SilentReporter())
     store = open_store(manifest, "train", 32, SilentReporter(), 0.0)
     dealt = make_partition(store.labels, 10, demo.data.partition, demo.seed, keys=store.keys)
@@ -126,12 +133,12 @@ def test_a_recipe_that_does_not_say_asks_for_the_number(demo: Config) -> None:
 
 @pytest.mark.parametrize("method", ["fedavg", "scaffold", "creff"])
 def test_client_bytes_and_operations_are_those_that_a_run_records(
-    tmp_path: Path, demo: Config, method: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, built: Path, demo: Config, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fedscale import api, files
     from fedscale.runs import RunFolder
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(built)
     federate = {"method": method, "rounds": 1, "local_epochs": 1, "backend": "loop", "lanes": 0, "momentum": 0.0}
     config = overlaid(
         demo,
