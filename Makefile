@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo demo-teachers demo-search test lint docs lock clean
+.PHONY: help install demo demo-teachers demo-search test test-full lint docs lock clean
 
 help:
 	@echo "make demo           install and run the embedded demo: all three stages, four variants, two seeds"
 	@echo "make test           install and run the tests"
+	@echo "make test-full      every command of README and docs as it stands, hours; DATA=DIR: CIFAR-10 as parquet"
 	@echo "make lint           ruff, mypy and shellcheck"
 	@echo "make docs           build the site of docs/ into site/; a broken link is an error"
 	@echo "make demo-teachers  train the demo's tiny CLIP and tiny LLaVA again, from scratch"
@@ -33,6 +34,9 @@ demo-search: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-full: $(STAMP)
+	$(BIN)/python -m pytest -m full $(if $(DATA),--data '$(DATA)') tests/docs/test_whole.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,6 +14,10 @@ from fedscale.distributed.compile_lock import release_dead_locks
 COMPILED = Path(sys.prefix) / "torch_extensions"  # with the environment whose headers it was compiled from
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--data", metavar="DIR", help="CIFAR-10 as parquet, for the whole commands (-m full)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """DeepSpeed's compiled operation, a minute's work, is kept between runs; a lock that a killed one left is not.
 

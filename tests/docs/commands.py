@@ -10,10 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PROGRAMS = (
-    "fedscale", "make", "python", "pip", "torchrun", "accelerate", "deepspeed", "srun", "sbatch",
-    "launch/two_nodes.sh", "source",
-)  # fmt: skip
+LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "srun", "sbatch")  # of something
+PROGRAMS = (*LAUNCHERS, "fedscale", "make", "python", "pip", "launch/two_nodes.sh", "source")
 NEEDS = re.compile(r"\bneeds (a GPU|GPUs|hours)\b")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`([^`\n]*)")
@@ -65,7 +63,7 @@ def _lines(block: str, page: str) -> Iterator[Command]:
 
 def _is(text: str) -> bool:
     first, _, rest = text.strip().partition(" ")
-    return first in PROGRAMS and bool(rest)
+    return first in PROGRAMS and bool(rest) and (first not in LAUNCHERS or "fedscale" in rest)
 
 
 def _plain(text: str) -> str:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from fedscale.cli import app
 from fedscale.config import load_config, to_yaml
 from fedscale.storage import storage_at
 from tests.docs.commands import ROOT
-from tests.docs.plans import PLANS, SWAPS, Plan, expanded
+from tests.docs.plans import SWAPS, Plan, expanded
 
 BIN = Path(sys.executable).parent
 
@@ -32,8 +33,8 @@ BIN = Path(sys.executable).parent
 class Desk:
     """`folder` holds small.yaml, its shards in shapes/, a pool of tars in laion/ and in `bucket`, images in cifar/."""
 
-    def __init__(self, folder: Path, bucket: str) -> None:
-        self.folder, self.bucket = folder, bucket
+    def __init__(self, folder: Path, bucket: str, plans: Mapping[str, Plan]) -> None:
+        self.folder, self.bucket, self._plans = folder, bucket, plans
         self._done: set[str] = set()
         config = load_config(["configs/demo.yaml", "variant=full", "name=small", *expanded(["QUICK", "SHAPES"])])
         files.write_text(folder / "small.yaml", to_yaml(config))
@@ -53,7 +54,7 @@ class Desk:
 
     def carry_out(self, text: str) -> None:
         """The command with this text by its plan, after those that come before it; once."""
-        plan = PLANS[text]
+        plan = self._plans[text]
         if text in self._done:
             return
         for before in plan.after:

@@ -1,5 +1,6 @@
 """Every command of README and docs is carried out, smaller; the whole ones are `make test-full`'s."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -12,13 +13,15 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from fedscale.cli import app
 from tests.docs.commands import PAGES, ROOT, commands_of, documented
 from tests.docs.desk import Desk
-from tests.docs.plans import PLANS
+from tests.docs.plans import with_plans
 
 DOCUMENTED = documented()
+PLANS = with_plans(DOCUMENTED)
 BARE = re.compile(r"fedscale( shards)? [a-z-]+( --[a-z-]+)?")  # a command's name, as one speaks of it
 CARRIED_OUT = [text for text, plan in PLANS.items() if text in DOCUMENTED and not plan.test]
 
@@ -36,7 +39,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, s3_server: str) -> Iterator[D
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket=bucket)
         s3fs.S3FileSystem.clear_instance_cache()
-        yield Desk(folder, f"s3://{bucket}")
+        yield Desk(folder, f"s3://{bucket}", PLANS)
         s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -44,6 +47,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory, s3_server: str) -> Iterator[D
 @pytest.mark.parametrize("text", CARRIED_OUT)
 def test_it_does_what_it_says(text: str, desk: Desk) -> None:
     desk.carry_out(text)
+
+
+@pytest.mark.slow
+def test_the_doctor_checks_what_the_page_shows(desk: Desk) -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^[✓–•✗]  (\S.*?)  ", page, flags=re.MULTILINE)
+    told = json.loads(CliRunner().invoke(app, ["doctor", "small.yaml", "--json"]).stdout)
+    names = [one["check"] for one in told["checks"]]
+    assert len(shown) > 12 and [name for name in names if name in shown] == shown
+    fields = set(re.findall(r"`(\w+)`", page.partition("has, for each check, ")[2].partition("\n\n")[0]))
+    assert set(told["checks"][0]) <= fields and {one["gravity"] for one in told["checks"]} <= fields
 
 
 def test_every_command_has_a_plan() -> None:
