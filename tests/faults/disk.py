@@ -60,7 +60,7 @@ def mount(*words: object) -> None:
     """Raises PermissionError where we may not."""
     done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True)
     if done.returncode:
-        raise PermissionError(done.stderr.strip())
+        raise PermissionError(done.stderr.strip().splitlines()[0])
 
 
 def unmount(place: Path) -> None:

@@ -84,10 +84,12 @@ def test_decoding_images_ends_with_one_line(trouble: str, disk: Disk, finished: 
     assert len(store.open_store(manifest, "train", 64, SilentReporter(), 0.0).keys) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() == 0, reason="root mounts without a namespace of its own")
-def test_in_a_namespace_of_its_own() -> None:
+def test_in_a_namespace_of_its_own(tmp_path: Path) -> None:
     """The tests above, where nobody is root."""
-    words = ["unshare", "-rm", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    words = ["unshare", "-rm", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    words += [f"--basetemp={tmp_path / 'inside'}", __file__]
     if subprocess.run(["unshare", "-rm", "true"]).returncode:
         pytest.skip("neither root nor user namespaces")
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
