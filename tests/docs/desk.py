@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from fedscale.cli import app
 from fedscale.config import load_config, to_yaml
 from fedscale.storage import storage_at
 from tests.docs.commands import ROOT
-from tests.docs.plans import SWAPS, Plan, expanded
+from tests.docs.plans import PLANS, SWAPS, Plan, expanded
 
 BIN = Path(sys.executable).parent
 
@@ -33,8 +32,8 @@ BIN = Path(sys.executable).parent
 class Desk:
     """`folder` holds small.yaml, its shards in shapes/, a pool of tars in laion/ and in `bucket`, images in cifar/."""
 
-    def __init__(self, folder: Path, bucket: str, plans: Mapping[str, Plan]) -> None:
-        self.folder, self.bucket, self._plans = folder, bucket, plans
+    def __init__(self, folder: Path, bucket: str) -> None:
+        self.folder, self.bucket = folder, bucket
         self._done: set[str] = set()
         config = load_config(["configs/demo.yaml", "variant=full", "name=small", *expanded(["QUICK", "SHAPES"])])
         files.write_text(folder / "small.yaml", to_yaml(config))
@@ -54,14 +53,14 @@ class Desk:
 
     def carry_out(self, text: str) -> None:
         """The command with this text by its plan, after those that come before it; once."""
-        plan = self._plans[text]
+        plan = PLANS[text]
         if text in self._done:
             return
         for before in plan.after:
             self.carry_out(before)
         words = self._words(text, plan)
         if plan.make:
-            self._make(words[1], plan)
+            self._make(text.split()[1:], plan)
         elif plan.bench is not None:
             _bench([*words[1:], *plan.bench], run=bool(plan.bench))
         elif plan.launched:
@@ -76,7 +75,7 @@ class Desk:
         words = [swaps.get(word, word).replace("BUCKET", self.bucket) for word in shlex.split(text)]
         return [*words, *expanded(plan.more)]
 
-    def _make(self, target: str, plan: Plan) -> None:
+    def _make(self, words: list[str], plan: Plan) -> None:
         """What make calls, of an environment whose commands only tell; then this call, smaller."""
         environment = self.folder / "environment"
         told = environment / "told"
@@ -86,7 +85,7 @@ class Desk:
             program.write_text(f'#!/bin/bash\nif [ "$2" != pip ]; then echo {name} "$@" >> {told}; fi\n')
             program.chmod(0o755)
         told.write_text("")
-        subprocess.run(["make", "-C", ROOT, target, f"VENV={environment}"], check=True, capture_output=True)
+        subprocess.run(["make", "-C", ROOT, *words, f"VENV={environment}"], check=True, capture_output=True)
         assert told.read_text() == f"{plan.make}\n"
         if plan.more:
             _fedscale([*plan.make.split()[1:], *expanded(plan.more)])

@@ -40,7 +40,4 @@ def expanded(words: Iterable[str]) -> Iterator[str]:
         yield from _FILE["words"].get(word, [word])
 
 
-def with_plans(texts: Iterable[str]) -> dict[str, Plan]:
-    """The plans, and those of these commands that are carried out as they stand."""
-    small = {text: Plan() for text in texts if text.startswith(tuple(_FILE["as_it_stands"]))}
-    return {text: Plan(**fields) for text, fields in _FILE["commands"].items()} | small
+PLANS = {text: Plan(**fields) for text, fields in _FILE["commands"].items()}

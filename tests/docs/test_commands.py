@@ -18,10 +18,9 @@ from typer.testing import CliRunner
 from fedscale.cli import app
 from tests.docs.commands import PAGES, ROOT, commands_of, documented
 from tests.docs.desk import Desk
-from tests.docs.plans import with_plans
+from tests.docs.plans import PLANS
 
 DOCUMENTED = documented()
-PLANS = with_plans(DOCUMENTED)
 BARE = re.compile(r"fedscale( shards)? [a-z-]+( --[a-z-]+)?")  # a command's name, as one speaks of it
 CARRIED_OUT = [text for text, plan in PLANS.items() if text in DOCUMENTED and not plan.test]
 
@@ -39,7 +38,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, s3_server: str) -> Iterator[D
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket=bucket)
         s3fs.S3FileSystem.clear_instance_cache()
-        yield Desk(folder, f"s3://{bucket}", PLANS)
+        yield Desk(folder, f"s3://{bucket}")
         s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.docs.commands import ROOT, documented
-from tests.docs.plans import with_plans
+from tests.docs.plans import PLANS
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(0)]
 
 DOCUMENTED = documented()
-PLANS = with_plans(DOCUMENTED)
 WHOLE = {"CONFIG": "configs/demo.yaml", "CONFIG...": "configs/demo.yaml", "data.source=DIR": "data.source=DATA"}
 
 
