@@ -1,25 +1,18 @@
-"""A tiny run that nothing disturbed, and its teachers, which are small stand-ins."""
+"""Runs that nothing disturbed: a tiny one with stand-ins for its teachers, and one of two ranks."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fedscale.models import language
-from fedscale.server.align import cache
-from fedscale.server.pretrain import lessons
-from tests.faults.tiny import Tiny, finish
-from tests.server.align.support import colour_teacher
-from tests.server.pretrain.test_stage import FakeClip, FakeMllm
+from tests.faults.experiment import Experiment, undisturbed
+from tests.faults.tiny import Tiny, finish, stood_in
 
 
 @pytest.fixture(scope="session")
 def stand_ins() -> Iterator[pytest.MonkeyPatch]:
     """Teachers that need no weights, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lessons, "load_clip", lambda config, device: FakeClip())
-        patch.setattr(language, "load_mllm", lambda config, device: FakeMllm())
-        patch.setattr(cache, "load_teacher", lambda config, names, device: colour_teacher)
+    with stood_in() as patch:
         yield patch
 
 
@@ -39,3 +32,9 @@ def begun(finished: Tiny, tmp_path: Path) -> Callable[..., Tiny]:
         return tiny
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """Every stage by two ranks, from beginning to end."""
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.command import Process, carried_out, start
-from tests.faults.experiment import TIMEOUT, Experiment, undisturbed
+from tests.faults.experiment import TIMEOUT, Experiment
 from tests.faults.networks import Network, two_networks, why_not
 from tests.faults.whole import assert_whole, names
 
@@ -43,11 +43,6 @@ class Struck:
     experiment: Experiment
     ranks: list[Process]
     at: float
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    return undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture(scope="module", params=["pretrain", "federate", "align"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.experiment import Experiment, undisturbed
+from tests.faults.experiment import Experiment
 from tests.launching import REPOSITORY, free_port
 
 pytestmark = pytest.mark.slow
@@ -22,11 +22,6 @@ MEETINGS = {
     "c10d": ["--rdzv-backend=c10d", "--rdzv-id=job", "--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-conf=is_host={first}"],
     "static": ["--node-rank={node}", "--master-addr=127.0.0.1", "--master-port={port}"],
 }
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    return undisturbed(tmp_path_factory.mktemp("undisturbed"), "pretrain.timeout=60", "align.timeout=60")
 
 
 def agent(experiment: Experiment, stage: str, node: int, meeting: list[str]) -> subprocess.Popen[str]:
@@ -41,7 +36,8 @@ def agent(experiment: Experiment, stage: str, node: int, meeting: list[str]) -> 
 
 @pytest.mark.parametrize(("stage", "meeting"), [("pretrain", "c10d"), ("align", "static")])
 def test_all_ranks_of_two_agents_are_started_again_and_end_as_if_undisturbed(stage, meeting, alone, tmp_path):
-    experiment, port = alone.before(stage, tmp_path / "here"), free_port()
+    patient = (f"{stage}.timeout=60",)  # four processes import their libraries at once
+    experiment, port = Experiment(alone.before(stage, tmp_path / "here").folder, patient), free_port()
     begun = []
     try:
         for node in (0, 1):
