@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from fedscale import cli, cli_common, cli_shards
 from fedscale.config import Config, overlaid, to_yaml
+from fedscale.models import language
 from fedscale.progress import SilentReporter, Task
-from tests.server.pretrain.test_stage import make_shards
+from fedscale.server.align import cache
+from fedscale.server.pretrain import lessons
+from tests.server.align.support import colour_teacher
+from tests.server.pretrain.test_stage import FakeClip, FakeMllm, make_shards
 
 RUN = {
     "name": "tiny",
@@ -147,6 +150,16 @@ class _FaultyTask:
         self._advanced()
 
 
+@contextmanager
+def stood_in() -> Iterator[pytest.MonkeyPatch]:
+    """Within the block teachers need no weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lessons, "load_clip", lambda config, device: FakeClip())
+        patch.setattr(language, "load_mllm", lambda config, device: FakeMllm())
+        patch.setattr(cache, "load_teacher", lambda config, names, device: colour_teacher)
+        yield patch
+
+
 def finish(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     """A tiny run, its shards beside it, undisturbed from beginning to end."""
     make_shards(scratch / "data")
@@ -155,9 +168,3 @@ def finish(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
         done = tiny.command(stage, monkeypatch)
         assert done.code == 0, done
     return tiny
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    from fedscale import files
-
-    return files.read_jsonl(path)
