@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedscale import checkpoints
+from fedscale import checkpoints, files
 from fedscale.distributed.mesh import Mesh
 
 
@@ -21,7 +21,10 @@ def checkpoint_of_all(mesh: Mesh, folder: Path, prefix: str, number: int) -> Ite
             mesh.barrier(what)
     else:
         mesh.barrier(what)
-        yield checkpoints.under_way(folder, prefix, number)
+        try:
+            yield checkpoints.under_way(folder, prefix, number)
+        except Exception as error:
+            files.raise_unwritable(folder / f"{prefix}_{number}", error)
         mesh.barrier(what)
     mesh.barrier(what)  # nobody looks for it before it is there
 

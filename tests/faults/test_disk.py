@@ -18,6 +18,7 @@ from fedscale.errors import UserError
 from fedscale.progress import SilentReporter
 from tests.faults.disk import Disk, mounted
 from tests.faults.tiny import STAGES, Tiny
+from tests.ranks import ranks
 
 TROUBLES: dict[str, tuple[Callable[[Disk], None], str]] = {
     "full": (Disk.fill, "the disk is full: free some space"),
@@ -67,6 +68,44 @@ def test_a_stage_ends_with_one_line_and_loses_nothing(
     assert again.code == 0, again
     assert any("resuming after" in said for said in again.lines) == (saved is not None)
     assert tiny.results(stage) == finished.results(stage)
+
+
+RANK = """
+import os, sys
+from pathlib import Path
+from tests.faults.disk import Disk
+from tests.faults.tiny import Tiny, stood_in
+
+shards, place, scratch, stage, strike = sys.argv[1:]
+fault = (lambda: Disk(Path(place)).fill()) if strike == "fill" else (lambda: None)
+with stood_in() as patch:
+    patch.setattr(os, "_exit", sys.exit)  # what is said is read when the command has ended
+    done = Tiny(Path(shards), Path(place), Path(scratch)).command(stage, patch, fault)
+print(done.code, done.complaint.strip(), *done.lines, "", sep="|")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "federate", "align"])
+def test_two_ranks_end_with_the_same_line(
+    stage: str, disk: Disk, begun: Callable[..., Tiny], finished: Tiny, tmp_path: Path
+) -> None:
+    tiny = begun(stage, disk.place)
+    (tmp_path / "rank.py").write_text(RANK)
+    words = (tmp_path / "rank.py", finished.place.parent / "data", disk.place, tmp_path / "words", stage)
+    ended = ranks(2, *words, "fill")
+    first, second = ended.stdout.splitlines()
+    line = rf"{disk.place}\S+: cannot be written \(the disk is full: free some space\)"
+    assert re.match(rf"2\|error: {line}\|", first), ended
+    told = rf"2\|error: {line}\|"  # by torch's checkpoint; else as of a rank that ended
+    assert re.match(told if stage == "pretrain" else rf"1\|error: {stage}: rank 0 .* with UserError: {line}", second), (
+        ended
+    )
+    assert tiny.unfinished() == [] and not (tiny.folder / stage / "done.json").exists()
+    disk.mend()
+    again = ranks(2, *words, "spare")
+    assert [line[:2] for line in again.stdout.splitlines()] == ["0|", "0|"], again
+    assert ("resuming after" in again.stdout) == (stage != "align")
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
