@@ -149,10 +149,10 @@ JUDGED = (
     federate(4, images=600, clients=20, rounds=4, clients_per_round=16, lanes=2, **BATCHED),
     pretrain(1, width=12, epochs=4, batch_size=48),
     pretrain(2, width=24, epochs=2),
-    pretrain(4, epochs=4, batch_size=64),
+    pretrain(4, width=16, epochs=3, batch_size=48),
     align(1, width=24, epochs=6),
     align(2, images_per_class=80),
-    align(4, width=16, epochs=6, batch_size=64),
+    align(4, images_per_class=60, epochs=8, batch_size=48),
     caption(1, batch_size=32, max_images=1000),
     caption(2, batch_size=128, max_images=2000, kinds=["reasoning"]),
 )

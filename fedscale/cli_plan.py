@@ -32,6 +32,7 @@ def plan(
         list[Path] | None,
         typer.Option(metavar="RUN", help="Fit the rates to finished runs on this device; repeatable."),
     ] = None,
+    terms: Annotated[bool, typer.Option("--terms", help="Show what the times are made of, and rest on.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict time, memory, network and storage of every stage, and what limits; no data or weights are needed."""
@@ -60,4 +61,4 @@ def plan(
     screen = console()
     if not screen.is_terminal:
         screen.width = WIDE
-    tell.show(made, screen)
+    tell.show(made, screen, terms)

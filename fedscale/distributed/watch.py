@@ -84,6 +84,8 @@ class Watch:
         """Stop giving signs of life. The holder of the store stays until the others have left, or had time to know."""
         self._stop.set()
         within(ANSWER, lambda: self._store.set(f"left/{self._rank}", ""))
+        # A thread that is still in the store's code when the interpreter ends takes the process down with SIGABRT.
+        self._thread.join(ANSWER)
         if self._holds_store:
             patience = SILENCE if failed else self._timeout
             within(patience, self._wait_for_all_to_leave)

@@ -39,9 +39,9 @@ class Cluster:
     def hops(self) -> float:
         """Messages one after another in a collective of all ranks: round a ring on CPUs (gloo), up a tree on GPUs.
 
-        Ranks that share a core also wait for one another's turns.
+        Ranks that wait leave their core to others, so that sharing cores does not stretch a message.
         """
-        return 2 * (self.world - 1) * self.stretch if self.node.is_cpu else 2 * math.ceil(math.log2(self.world))
+        return 2 * (self.world - 1) if self.node.is_cpu else 2 * math.ceil(math.log2(self.world))
 
     @property
     def crowding(self) -> float:

@@ -35,8 +35,8 @@ def as_time(seconds: float) -> str:
     return f"{seconds / scale:,.3g} {unit}" if seconds < 999 * scale else f"{seconds / scale:,.0f} {unit}"
 
 
-def show(made: Plan, screen: Console) -> None:
-    """The plan on the terminal."""
+def show(made: Plan, screen: Console, terms: bool) -> None:
+    """The plan on the terminal; `terms`: also the work that its times are made of, and what each rests on."""
     cluster, node = made.cluster, made.cluster.node
     if node.is_cpu:
         where = f"{cluster.nodes} × {cluster.per_node} ranks on {node.cores} cores"
@@ -50,7 +50,8 @@ def show(made: Plan, screen: Console) -> None:
         soft_wrap=True,
     )
     screen.print(_stages(made))
-    screen.print(_terms(made))
+    if terms:
+        screen.print(_terms(made))
     for line in lines(made):
         screen.print(line, markup=False, soft_wrap=True)
 
@@ -142,7 +143,7 @@ def lines(made: Plan) -> list[str]:
     rests = f"measured rates for {', '.join(measured)}" if measured else "no measured rate at all"
     told.append(
         f"amounts, bytes and memory are counted; times rest on {rests}, else on data sheets and assumed shares of "
-        "peaks: `fedscale plan --fit RUN --rates FILE` measures"
+        "peaks (--terms shows each): `fedscale plan --fit RUN --rates FILE` measures"
     )
     return list(dict.fromkeys(told))
 

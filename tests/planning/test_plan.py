@@ -83,10 +83,11 @@ def test_the_remedies_work(shown: dict[str, Any]) -> None:
 
 
 def test_the_table_says_what_each_number_rests_on() -> None:
-    found = asked("configs/demo.yaml", "--gpu", "cpu", "--ranks", "2")
+    found = asked("configs/demo.yaml", "--gpu", "cpu", "--ranks", "2", "--terms")
     assert found.exit_code == 0, found.output
-    for word in ("federate", "limited by", "data sheet", "assumed", "no measured rate at all", "memory/GPU"):
+    for word in ("federate", "limited by", "data sheet ×", "assumed", "no measured rate at all", "memory/GPU"):
         assert word in found.output
+    assert "data sheet ×" not in asked("configs/demo.yaml", "--gpu", "cpu", "--ranks", "2").output, "only when asked"
 
 
 def test_a_round_of_more_clients_takes_longer_and_more_nodes_take_less(federated: Config) -> None:
