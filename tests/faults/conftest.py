@@ -10,20 +10,21 @@ from tests.faults.tiny import Tiny, finish, stood_in
 
 
 @pytest.fixture(scope="session")
-def stand_ins() -> Iterator[pytest.MonkeyPatch]:
-    """Teachers that need no weights, in this process."""
-    with stood_in() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="session")
-def finished(stand_ins: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The tiny run from its beginning to its end."""
-    return finish(tmp_path_factory.mktemp("tiny"), stand_ins)
+    with stood_in() as patch:
+        return finish(tmp_path_factory.mktemp("tiny"), patch)
 
 
 @pytest.fixture
-def begun(finished: Tiny, tmp_path: Path) -> Callable[..., Tiny]:
+def stand_ins() -> Iterator[None]:
+    """Teachers that need no weights, for one test: the next one in this process may want real ones."""
+    with stood_in():
+        yield
+
+
+@pytest.fixture
+def begun(finished: Tiny, stand_ins: None, tmp_path: Path) -> Callable[..., Tiny]:
     """A tiny run at a place, with all that a stage reads, and nothing of the stage."""
 
     def begin(stage: str, place: Path | None = None) -> Tiny:
