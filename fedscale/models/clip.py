@@ -84,13 +84,13 @@ def load_clip(config: ClipConfig, device: torch.device | str = "cpu") -> ClipTea
     folder = None if ":" in config.model else local_folder(config.model, MARKER, KEY)
     name = f"local-dir:{folder}" if folder else config.model
     pretrained = None if ":" in name else config.pretrained
-    with explained(KEY, config.model), _quiet(), nullcontext() if folder else offline_where_unreachable():
+    with explained(KEY, config.model), quiet(), nullcontext() if folder else offline_where_unreachable():
         model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True, device="cpu")
         tokenizer = open_clip.get_tokenizer(name)
     return ClipTeacher(model, tokenizer, torch.device(device))
 
 
-class _quiet:
+class quiet:
     """open_clip logs to the root logger, which sets a handler up for the whole process; silence it while it loads."""
 
     def __enter__(self) -> None:

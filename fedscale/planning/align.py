@@ -6,7 +6,7 @@ import math
 
 from fedscale.config.schema import Config
 from fedscale.planning.cluster import Cluster
-from fedscale.planning.collectives import Strategy, sending, sent_in_step, state_bytes
+from fedscale.planning.collectives import BUCKET, Strategy, sending, sent_in_step, state_bytes
 from fedscale.planning.counts import Counts
 from fedscale.planning.shapes import FLOAT, Student
 from fedscale.planning.teachers import Clip, MllmShape
@@ -38,7 +38,7 @@ def align_work(
     if world > 1:
         gradients = weights = FLOAT * student.parameters
         sent = sent_in_step(strategy, world, gradients, weights) * steps
-        buckets = math.ceil(gradients / (25 * 2**20))
+        buckets = math.ceil(gradients / BUCKET)
         work += sending(sent, (2 * student.norms + buckets + 1) * steps, cluster)
     teacher, memory = _teacher(config, seen, counts, cluster, clip, mllm)
     work += teacher + Work({"write": float(3 * student.bytes), "start": 1})

@@ -87,7 +87,7 @@ def federate_work(config: Config, counts: Counts, student: Student, cluster: Clu
         }
     )
     if method.client_state:
-        work += Work({"write": len(method.client_state) * FLOAT * student.bytes / FLOAT * share.busiest_clients})
+        work += Work({"write": len(method.client_state) * student.bytes * share.busiest_clients})
     work = work * rounds + Work({"start": 1})
     idle = share.of(found.mesh, int(max(1, cluster.computing // settings.shard)))
     return StageWork(

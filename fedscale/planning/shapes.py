@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from fedscale.config.schema import Config
+from fedscale.config.training import ModelConfig
 from fedscale.planning.work import Work
 
 if TYPE_CHECKING:
@@ -72,15 +75,20 @@ class Student:
         )
 
 
-def student_of(config: Any, num_classes: int) -> Student:
+def student_of(config: Config, num_classes: int) -> Student:
     """f as the config builds it. Raises UserError for a model that is not there."""
+    return _student(config.model, num_classes, config.data.image_size)
+
+
+@cache
+def _student(settings: ModelConfig, num_classes: int, image_size: int) -> Student:
     import torch
 
     from fedscale.federated.flat import FlatLayout
     from fedscale.models import build_model
 
     with torch.device("meta"):
-        model = build_model(config.model, num_classes, config.data.image_size)
+        model = build_model(settings, num_classes, image_size)
     layout = FlatLayout.of(model)
     norms = sum(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
     statistics = layout.size - layout.num_parameters
@@ -89,7 +97,7 @@ def student_of(config: Any, num_classes: int) -> Student:
         statistics,
         norms,
         getattr(model, "feature_dim", 0),
-        passes_of(model, (3, config.data.image_size, config.data.image_size)),
+        passes_of(model, (3, image_size, image_size)),
         model,
     )
 

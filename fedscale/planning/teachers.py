@@ -57,11 +57,11 @@ def _clip(name: str) -> Clip:
     import torch
     from torch import nn
 
-    from fedscale.models.clip import KEY, MARKER, _quiet
+    from fedscale.models.clip import KEY, MARKER, quiet
     from fedscale.models.hub import local_folder
 
     folder = None if ":" in name else local_folder(name, MARKER, KEY)
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         if folder:
             described = json.loads((folder / MARKER).read_text(encoding="utf-8"))["model_cfg"]
             described.pop("custom_text", None)
