@@ -334,7 +334,8 @@ def populations() -> dict[str, Any]:
         "10^6, 10,240 a round": Remembered(spread, 10_240, 1, 10, 1, 7),
         "10^6, 102,400 a round": Remembered(spread, 102_400, 1, 10, 1, 7),
         "10^6, 102,400 a round, K = 8": Remembered(spread, 102_400, 8, 10, 1, 7),
-        "the same, 256 images at most": Remembered(cut, 102_400, 8, 10, 1, 7),
+        "the same, even groups": Remembered(spread, 102_400, 8, 10, 1, 7, even_groups=True),
+        "K = 8, 256 images at most": Remembered(cut, 102_400, 8, 10, 1, 7),
     }
 
 

@@ -173,6 +173,7 @@ class FederateConfig:
     aggregate: AggregateConfig = field(default_factory=AggregateConfig)
     backend: Literal["auto", "loop", "batched", "graph"] = "auto"
     lanes: int = 0  # clients trained side by side; 0 = chosen with the backend
+    even_groups: bool = False  # no group of lanes has more steps than the largest client: for ranks that would wait
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # of the clients' training on a GPU
     shard: int = 1  # processes that share one client's model (FSDP2)
     store: Literal["auto", "resident", "mapped"] = "auto"  # where images are during rounds: on the device, or on disk

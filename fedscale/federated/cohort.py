@@ -29,6 +29,23 @@ def groups_of(ordered: Sequence[int], lanes: int) -> list[list[int]]:
     return [list(ordered[start : start + lanes]) for start in range(0, len(ordered), lanes)]
 
 
+def even_groups_of(ordered: Sequence[int], steps: Sequence[int], lanes: int) -> list[list[int]]:
+    """Groups of at most `lanes` clients, of which none has more steps than the largest client alone.
+
+    `steps[i]`, descending, are those of ordered[i]. A rank with one group is then never busy for longer than a round
+    must take at least, whatever the number of lanes.
+    """
+    groups: list[list[int]] = []
+    held = 0
+    for client, own in zip(ordered, steps, strict=True):
+        if not groups or len(groups[-1]) == lanes or held + own > steps[0]:
+            groups.append([])
+            held = 0
+        groups[-1].append(client)
+        held += own
+    return groups
+
+
 def placement(costs: Sequence[float], ranks: int) -> list[list[int]]:
     """Group numbers for each rank: largest first, each to the rank with least to do (ties by number)."""
     loads = [(0.0, rank) for rank in range(ranks)]

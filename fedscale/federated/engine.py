@@ -24,7 +24,7 @@ from fedscale.federated.backends.memory import is_out_of_memory
 from fedscale.federated.backends.trainer import row_size
 from fedscale.federated.central import Central
 from fedscale.federated.client_state import ClientStates
-from fedscale.federated.cohort import CostModel, by_steps, groups_of, placement, sample_cohort
+from fedscale.federated.cohort import CostModel, by_steps, even_groups_of, groups_of, placement, sample_cohort
 from fedscale.federated.data import RoundData
 from fedscale.federated.flat import ModelHost
 from fedscale.federated.kept import kept_size
@@ -79,6 +79,12 @@ class Engine:
         held = [client for client in drawn if len(self.clients[client])]
         return by_steps(held, [len(self.clients[client]) for client in held])
 
+    def groups(self, cohort: Sequence[int]) -> list[list[int]]:
+        """The cohort, the largest first, cut into groups that train side by side."""
+        if not self.config.federate.even_groups:
+            return groups_of(cohort, self.backend.lanes)
+        return even_groups_of(cohort, [self._steps([client]) for client in cohort], self.backend.lanes)
+
     def plan(self, number: int, clients: Sequence[int]) -> GroupPlan:
         """The plan of a group of clients in a round."""
         settings = self.config.federate
@@ -98,7 +104,7 @@ class Engine:
         asks = "round" in self.method.survey_at
         before = {name: tensor.clone() for name, tensor in self.server.shared.items() if asks}
         self.survey("round", number)
-        groups = groups_of(cohort, self.backend.lanes)
+        groups = self.groups(cohort)
         report = RoundRecord(len(cohort), len(groups), self.mesh.clients, self.kept.shape[1])
         total = self.fresh_sum(report.size)
         weights = torch.tensor([self.method.weight(len(self.clients[c])) for c in cohort], dtype=torch.float64)

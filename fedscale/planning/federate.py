@@ -51,7 +51,9 @@ def rounds_of(config: Config, counts: Counts, student: Student, cluster: Cluster
     lanes = (settings.lanes or 1) if settings.backend != "loop" and settings.shard == 1 else 1
     mesh = max(1, cluster.world // settings.shard)
     per_round = min(settings.clients_per_round, len(sizes))
-    population = Population(sizes, per_round, lanes, settings.batch_size, settings.local_epochs, config.seed)
+    population = Population(
+        sizes, per_round, lanes, settings.batch_size, settings.local_epochs, config.seed, settings.even_groups
+    )
     busy = max(1.0, cluster.computing / settings.shard)
     return Rounds(method, layout, cost, weighed(population, mesh, busy, settings.rounds), lanes, mesh)
 
@@ -235,6 +237,8 @@ def _idle_remedy(config: Config, found: Rounds, share: Share) -> str:
             f"{groups} groups of clients for {found.mesh} ranks: {math.ceil(groups)} ranks are enough; or raise "
             "federate.clients_per_round" + ("" if found.lanes == 1 else ", lower federate.lanes")
         )
+    if found.lanes > 1 and not config.federate.even_groups:
+        return "federate.even_groups=true, so that the largest clients do not wait for one another in one group"
     return "more clients a round, or fewer lanes, so that every rank has several groups"
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedscale.federated.cohort import CostModel, by_steps, groups_of, placement, sample_cohort
+from fedscale.federated.cohort import CostModel, by_steps, even_groups_of, groups_of, placement, sample_cohort
 from fedscale.federated.plan import local_steps
 from fedscale.rng import numpy_generator
 
@@ -32,13 +32,15 @@ class Population:
     batch_size: int
     local_epochs: int
     seed: int
+    even_groups: bool = False
 
     def groups(self, number: int) -> list[list[int]]:
         """Steps of each client of each group of a round, as the engine forms them."""
         drawn = sample_cohort(self.seed, number, len(self.sizes), self.per_round)
         held = [client for client in drawn if self.sizes[client]]
         ordered = by_steps(held, [int(self.sizes[client]) for client in held])
-        return [[self.steps(int(self.sizes[c])) for c in group] for group in groups_of(ordered, self.lanes)]
+        steps = [self.steps(int(self.sizes[client])) for client in ordered]
+        return even_groups_of(steps, steps, self.lanes) if self.even_groups else groups_of(steps, self.lanes)
 
     def steps(self, images: int) -> int:
         """A client's optimiser steps in a round."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedscale.federated.cohort import CostModel, by_steps, groups_of, placement, sample_cohort
+from fedscale.federated.cohort import CostModel, by_steps, even_groups_of, groups_of, placement, sample_cohort
 
 
 def test_equal_rounds_give_equal_cohorts_of_different_clients() -> None:
@@ -34,6 +34,19 @@ def test_groups_are_the_ordered_cohort_cut_at_every_so_many_clients(clients: lis
     assert list(itertools.chain.from_iterable(groups)) == clients
     assert all(len(group) == lanes for group in groups[:-1])
     assert all(1 <= len(group) <= lanes for group in groups)
+
+
+@given(steps=st.lists(st.integers(1, 50), max_size=30), lanes=st.integers(1, 12))
+def test_even_groups_have_no_more_steps_than_the_largest_client_and_are_full_otherwise(
+    steps: list[int], lanes: int
+) -> None:
+    ordered = sorted(steps, reverse=True)
+    groups = even_groups_of(list(range(len(ordered))), ordered, lanes)
+    assert list(itertools.chain.from_iterable(groups)) == list(range(len(ordered)))
+    loads = [sum(ordered[client] for client in group) for group in groups]
+    assert all(len(group) <= lanes and load <= ordered[0] for group, load in zip(groups, loads, strict=True))
+    for group, load, following in zip(groups, loads, groups[1:], strict=False):
+        assert len(group) == lanes or load + ordered[following[0]] > ordered[0]
 
 
 costs_of_groups = st.lists(st.floats(0.01, 100, allow_nan=False), max_size=40)

@@ -90,6 +90,15 @@ def test_batched_groups_give_what_the_loop_gives(method: str, tmp_path: Path) ->
         assert (trained(make_engine(options, folder=tmp_path / str(lanes))) - loop).abs().max() < 1e-9
 
 
+def test_even_groups_give_what_the_loop_gives_in_groups_of_the_largest_clients_steps(tmp_path: Path) -> None:
+    loop = trained(make_engine(settings(), folder=tmp_path / "loop"))
+    engine = make_engine(settings(backend="batched", lanes=6, even_groups=True), folder=tmp_path / "even")
+    cohort = engine.cohort(1)
+    steps = [engine.plan(1, group).total_steps for group in engine.groups(cohort)]
+    assert len(steps) > 1 and max(steps) == steps[0] == engine.plan(1, cohort[:1]).total_steps
+    assert (trained(engine) - loop).abs().max() < 1e-9
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
 def test_exact_sums_agree_with_floating_ones(dtype: str) -> None:
     floating = trained(make_engine(settings(aggregate={"dtype": dtype})))
