@@ -37,7 +37,7 @@ from fedscale.models.generation import Generator, Prompt
 from fedscale.models.generation.loop import REFILL_SHARE
 from fedscale.models.mllm import Mllm
 
-SHIPPED = Path(__file__).parents[1] / "fedscale" / "teachers" / "shapes" / "llava"  # for its tokenizer
+SHIPPED = Path(__file__).resolve().parents[1] / "fedscale" / "teachers" / "shapes" / "llava"  # for its tokenizer
 QUESTIONS = ("Describe this image in detail.", "What is the main object in this image?", "Why?")
 LENGTHS = ((70, 0.4), (150, 0.5))  # mean tokens of an answer, and their coefficient of variation
 SMALL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8}
