@@ -9,7 +9,8 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo           install and run the embedded demo: all three stages, four variants, two seeds"
 	@echo "make test           install and run the tests"
-	@echo "make test-full      every command of README and docs as it stands, hours; DATA=DIR: CIFAR-10 as parquet"
+	@echo "make test-full      every command of README and docs as it stands, hours; DATA=DIR: CIFAR-10 as parquet,"
+	@echo "                    ONLY='caption and not torchrun': some of them, as pytest's -k"
 	@echo "make lint           ruff, mypy and shellcheck"
 	@echo "make docs           build the site of docs/ into site/; a broken link is an error"
 	@echo "make demo-teachers  train the demo's tiny CLIP and tiny LLaVA again, from scratch"
@@ -36,7 +37,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -m full $(if $(DATA),--data '$(DATA)') tests/docs/test_whole.py
+	$(BIN)/python -m pytest -m full -v --durations=0 $(if $(DATA),--data '$(DATA)') $(if $(ONLY),-k '$(ONLY)') tests/docs/test_whole.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

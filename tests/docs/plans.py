@@ -27,6 +27,7 @@ class Plan:
     after: list[str] = field(default_factory=list)
     leaves: str = ""
     whole: dict[str, str] = field(default_factory=dict)
+    copied: bool = False
     skip: str = ""
 
     def __post_init__(self) -> None:

@@ -18,26 +18,67 @@ DOCUMENTED = documented()
 WHOLE = {"CONFIG": "configs/demo.yaml", "CONFIG...": "configs/demo.yaml", "data.source=DIR": "data.source=DATA"}
 
 
-@pytest.mark.parametrize("text", [text for text in PLANS if text in DOCUMENTED])
-def test_as_it_stands(text: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    if needs := DOCUMENTED[text].needs or PLANS[text].skip:
-        pytest.skip(f"needs {needs}" if DOCUMENTED[text].needs else needs)
-    for name in ("Makefile", "setup.py", "constraints.txt", "bench", "launch"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    for command in [*_before(text), text]:
-        words = _words(command, pytestconfig.getoption("data"))
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
-        done = subprocess.run(words, cwd=tmp_path, env={**os.environ, "PATH": path})
-        assert done.returncode == 0, shlex.join(words)
-    shutil.rmtree(tmp_path)
-
-
-def _before(text: str) -> list[str]:
-    """The commands that come before, each after its own."""
+def _row(text: str) -> tuple[str, ...]:
+    """The command behind those that come before it, each of them behind its own."""
     found: list[str] = []
     for command in PLANS[text].after:
-        found += [one for one in [*_before(command), command] if one not in found]
-    return found
+        found += [one for one in _row(command) if one not in found]
+    return (*found, text)
+
+
+TEXTS = [text for text in PLANS if text in DOCUMENTED]
+STARTS = {_row(text)[:length] for text in TEXTS for length in range(1, len(_row(text)))}  # what others go on from
+
+
+class Rooms:
+    """A folder for each row of commands, in which they were carried out one after another; each row once."""
+
+    def __init__(self, base: Path, data: str | None) -> None:
+        self._base, self._data = base, data
+        self._made: dict[tuple[str, ...], Path | None] = {}
+
+    def after(self, row: tuple[str, ...]) -> Path:
+        """The folder after the row's last command. Fails where one of them failed, then or before."""
+        if row in self._made:
+            room = self._made[row]
+            assert room, f"it failed before: {row[-1]}"
+            return room
+        words = _words(row[-1], self._data)
+        self._made[row] = None
+        room = self._base / f"room{len(self._made)}"
+        if row[:-1]:
+            shutil.copytree(self.after(row[:-1]), room, symlinks=True)
+        else:
+            _furnish(room, PLANS[row[-1]].copied)
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+        done = subprocess.run(words, cwd=room, env={**os.environ, "PATH": path})
+        assert done.returncode == 0, shlex.join(words)
+        self._made[row] = room
+        return room
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Rooms:
+    return Rooms(tmp_path_factory.mktemp("rooms"), pytestconfig.getoption("data"))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_as_it_stands(text: str, rooms: Rooms) -> None:
+    if needs := DOCUMENTED[text].needs or PLANS[text].skip:
+        pytest.skip(f"needs {needs}" if DOCUMENTED[text].needs else needs)
+    room = rooms.after(_row(text))
+    if _row(text) not in STARTS:
+        shutil.rmtree(room)
+
+
+def _furnish(room: Path, copied: bool) -> None:
+    """What commands of a checkout name; `copied`, they may write into it."""
+    room.mkdir()
+    for name in ("Makefile", "setup.py", "constraints.txt", "bench", "launch", *(["fedscale"] if copied else [])):
+        if copied and (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, room / name, ignore=shutil.ignore_patterns(".peers", "__pycache__"))
+        else:
+            (room / name).symlink_to(ROOT / name)
 
 
 def _words(text: str, data: str | None) -> list[str]:
