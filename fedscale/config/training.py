@@ -90,6 +90,7 @@ class PretrainConfig:
     batch_size: int = 64  # images a step, over all ranks
     accumulation: int = 1  # backward passes that a step's images are cut into
     streams: int = 8  # shuffled streams that a step takes equal shares of; ranks and workers divide them up [D]
+    shuffle_buffer: int = 256  # pairs, still encoded, that each stream shuffles through; 1 = shards as they are [D]
     workers: int = 0  # processes of each rank that read and decode; 0 = the rank itself
     draft_decode: bool = True  # large JPEGs are decoded at 1/2, 1/4 or 1/8 of their sides; with teacher=live alone [D]
     lr: float = 1e-3  # AdamW, cosine decay to 0 after the warm-up
@@ -118,6 +119,7 @@ class PretrainConfig:
             "batch_size",
             "accumulation",
             "streams",
+            "shuffle_buffer",
             "visual_tokens",
             "max_text_tokens",
             "save_every",

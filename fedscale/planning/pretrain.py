@@ -79,7 +79,7 @@ def pretrain_work(
         "launch=launch/accelerate/zero3.yaml, more pretrain.accumulation, or pretrain.activation_checkpointing=true",
         {"checkpoints": (KEPT_CHECKPOINTS + 1) * checkpoint, "model": float(student.bytes)},
         _obstacles(config, world),
-        _notes(config, tokens, world),
+        _notes(config, counts, images, tokens, world),
     )
 
 
@@ -191,8 +191,15 @@ def _obstacles(config: Config, world: int) -> list[str]:
     return found
 
 
-def _notes(config: Config, tokens: float, world: int) -> list[str]:
-    notes, probe = [], config.pretrain.probe
+def _notes(config: Config, counts: Counts, images: int, tokens: float, world: int) -> list[str]:
+    notes, probe, streams = [], config.pretrain.probe, config.pretrain.streams
+    shuffled = math.ceil(streams / world) * min(config.pretrain.shuffle_buffer, math.ceil(images / streams))
+    memory = shuffled * (counts.image_bytes + RECORD)
+    if memory > 2**30:
+        notes.append(
+            f"each rank also holds {memory / 2**30:.1f} GiB of the host's memory for pairs that it shuffles; "
+            "pretrain.shuffle_buffer and pretrain.streams make it"
+        )
     if config.pretrain.objective != "keyword":
         notes.append(f"{tokens:.0f} positions a text, padding included: an upper bound where answers are short")
     if world > 1 and probe.enabled:

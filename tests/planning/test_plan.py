@@ -148,6 +148,18 @@ def test_shorter_answers_take_less_time_and_smaller_shards_keep_all_workers_busy
     assert seconds(planned(finer, 4), "caption") < 0.8 * seconds(planned(config, 4), "caption")
 
 
+def test_memory_for_shuffling_is_told_where_it_is_much() -> None:
+    config = load_config(["configs/imagenet_lt.yaml", "variant=pretrain", "pretrain.streams=32"])
+    large = overlaid(config, {"pretrain": {"shuffle_buffer": 20_000}})  # more than a stream has: the pool of 100,000
+    told = [
+        [note for row in made.rows for note in row.prediction.stage.notes if "pairs that it shuffles" in note]
+        for made in (planned(config), planned(large), planned(large, 4))
+    ]
+    assert [len(notes) for notes in told] == [0, 1, 0], "8 ranks share four times as many bytes as 32"
+    size = 100_000 / 8 * (115_440 + 1536) / 2**30
+    assert f"holds {size:.1f} GiB of the host's memory" in told[1][0]
+
+
 def test_what_does_not_fit_is_named_with_what_would() -> None:
     found = asked("configs/imagenet_lt.yaml", "variant=fedavg", "--gpu", "v100", "federate.batch_size=1024")
     assert found.exit_code == 0

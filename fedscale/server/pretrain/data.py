@@ -20,7 +20,6 @@ from fedscale.server.pretrain.reader import Reader
 
 __all__ = ["Batch", "PairStream"]
 
-BUFFER = 2048  # pairs, still encoded, that the shuffles of all streams hold
 KEPT_BYTES = 2**28  # of images, encoded and decoded, that a rank keeps in memory from one epoch to the next
 
 
@@ -30,14 +29,17 @@ class PairStream:
     `num_pairs` counts those of an epoch, `num_skipped` the rows left out, `skipped` says why in words; `num_usable`
     counts also those that are left out for their keyword alone (`pretrain.objective=keyword`). Raises UserError when a
     shard is not captioned, no row can be used, or `pretrain.teacher=stored` finds no embeddings.
+
+    A rank holds fewer than `pretrain.shuffle_buffer` pairs of each of its streams, encoded, with their texts: at most
+    streams / ranks · shuffle_buffer · the size of a pair (8 · 256 · 110 kB = 225 MB of ImageNet's JPEGs on one rank).
+    One that resumes reads again at most so many.
     """
 
     def __init__(self, config: Config, manifest: Manifest, run: RunFolder, class_names: Sequence[str] = ()) -> None:
         captions = ledger.captioned(config, manifest, run)
         self._examples = Examples(config, manifest, captions, class_names)
         self._streams, self._workers = config.pretrain.streams, config.pretrain.workers
-        buffer = max(1, BUFFER // self._streams)
-        self._order = Order(self._examples.counts, config.seed, self._streams, buffer)
+        self._order = Order(self._examples.counts, config.seed, self._streams, config.pretrain.shuffle_buffer)
         maker = BatchMaker(config)
         self._reader = Reader(self._examples, self._order, maker, config.caption.kinds, config.seed, KEPT_BYTES)
         self.num_pairs = self._order.num_pairs

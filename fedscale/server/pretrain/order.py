@@ -29,7 +29,10 @@ class Part:
 
 
 class Order:
-    """The order of pairs in shards that hold `counts` of them, over `streams`, each shuffled through `buffer` pairs."""
+    """The order of pairs in shards that hold `counts` of them, over `streams`, each shuffled through `buffer` of its pairs.
+
+    So how well a stream is mixed does not depend on how many there are.
+    """
 
     def __init__(self, counts: Sequence[int], seed: int, streams: int, buffer: int) -> None:
         self._counts = np.asarray(counts, dtype=np.int64)

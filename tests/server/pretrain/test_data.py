@@ -110,15 +110,30 @@ def test_micro_batches_are_the_same_for_any_number_of_ranks(pool, world):
     assert [keys(step) for step in plain] == [keys(step) for step in one]
 
 
+@pytest.mark.parametrize("shuffle_buffer", [1, 3, 256])
 @pytest.mark.parametrize(("start", "world"), [(1, 1), (3, 1), (4, 2), (9, 3), (31, 4)])
-def test_resuming_at_a_step_gives_what_would_have_come_there(pool, start, world):
-    stream = stream_of(pool)
+def test_resuming_at_a_step_gives_what_would_have_come_there(pool, start, world, shuffle_buffer):
+    stream = stream_of(pool, shuffle_buffer=shuffle_buffer)
     for rank in range(world):
         straight = steps_of(stream, start + 5, rank=rank, world=world)[start:]
         resumed = steps_of(stream, 5, start=start, rank=rank, world=world)
         assert all(
             same(a, b) for one, other in zip(straight, resumed, strict=True) for a, b in zip(one, other, strict=True)
         )
+
+
+def test_a_stream_is_mixed_through_its_own_buffer_however_many_there_are(tmp_path):
+    pool = pool_of(tmp_path, (48,))  # one shard: its order is not drawn, a stream of twelve has four pairs of it
+    in_turn = [f"{number:08d}" for number in range(48)]
+
+    def shown(**settings) -> list[str]:
+        return keys(steps_of(stream_of(pool, streams=12, **settings), 1, size=48)[0])
+
+    by_stream = [in_turn[4 * stream : 4 * stream + 4] for stream in range(12)]
+    assert [shown(shuffle_buffer=1)[stream::12] for stream in range(12)] == by_stream
+    mixed = [shown()[stream::12] for stream in range(12)]
+    assert [sorted(pairs) for pairs in mixed] == by_stream
+    assert sum(pairs != given for pairs, given in zip(mixed, by_stream, strict=True)) > 6
 
 
 def test_the_position_tells_epochs_and_samples(pool):
@@ -167,9 +182,8 @@ def test_each_cut_makes_one_more_read_and_no_more(pool, monkeypatch):
 
 def test_resuming_does_not_open_what_was_shown_nor_decode_it(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_data, "KEPT_BYTES", 0)
-    monkeypatch.setattr(pretrain_data, "BUFFER", 8)  # two pairs a stream
     pool = pool_of(tmp_path, (6,) * 16)
-    stream = stream_of(pool)
+    stream = stream_of(pool, shuffle_buffer=2)
     decoded: list[int] = []
     real = batch_module.decode
     monkeypatch.setattr(batch_module, "decode", lambda data, **settings: decoded.append(1) or real(data, **settings))
@@ -218,6 +232,7 @@ def test_too_few_streams_for_the_ranks_or_workers_are_refused_with_the_numbers(p
         ({"batch_size": 7}, r"pretrain.batch_size=7: expected pretrain.streams=8 times pretrain.accumulation=1 images"),
         ({"batch_size": 16, "accumulation": 3}, r"pretrain.batch_size=16: .*=8 times pretrain.accumulation=3 images"),
         ({"streams": 0}, r"pretrain.streams=0: expected 1 or more"),
+        ({"shuffle_buffer": 0}, r"pretrain.shuffle_buffer=0: expected 1 or more"),
         ({"accumulation": 0}, r"pretrain.accumulation=0: expected 1 or more"),
         ({"workers": -1}, r"pretrain.workers=-1: expected 0 or more"),
     ],
@@ -228,8 +243,9 @@ def test_settings_that_cannot_be_are_refused(settings, line):
 
 
 def test_streams_are_part_of_what_determines_a_result_and_workers_are_not(pool):
-    inputs = [stage_inputs(config_of(pool, **s), "pretrain") for s in ({}, {"workers": 3}, {"streams": 6})]
-    assert inputs[0] == inputs[1] != inputs[2]
+    changed = ({}, {"workers": 3}, {"streams": 6}, {"shuffle_buffer": 255})
+    inputs = [stage_inputs(config_of(pool, **settings), "pretrain") for settings in changed]
+    assert inputs[0] == inputs[1] and all(inputs[0] != other for other in inputs[2:])
 
 
 def photo(number: int) -> bytes:

@@ -271,9 +271,9 @@ def test_what_is_kept_in_memory_changes_nothing(manifest, tmp_path, monkeypatch)
     assert keys_of(PairStream(config, manifest, run), config, 0, 18) == kept
 
 
-def test_a_buffer_smaller_than_the_epoch_still_shows_every_pair_once(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain_data, "BUFFER", 5)
+def test_a_buffer_smaller_than_the_epoch_still_shows_every_pair_once(manifest, tmp_path):
     config, run = captioned(manifest, tmp_path / "run")
+    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, shuffle_buffer=2))
     seen = keys_of(PairStream(config, manifest, run), config, 0, 6)
     assert len(set(seen)) == 36
     assert keys_of(PairStream(config, manifest, run), config, 4, 2) == seen[24:]
