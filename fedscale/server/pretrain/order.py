@@ -29,9 +29,9 @@ class Part:
 
 
 class Order:
-    """The order of pairs in shards that hold `counts` of them, over `streams`, each shuffled through `buffer` of its pairs.
+    """The order of pairs in shards that hold `counts` of them, over `streams`.
 
-    So how well a stream is mixed does not depend on how many there are.
+    Each is shuffled through `buffer` pairs of its own: how well it is mixed does not depend on how many there are.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, streams: int, buffer: int) -> None:
