@@ -33,6 +33,7 @@ class MetricsLog:
             for name, value in row.items():
                 if name != "round" and isinstance(value, int | float):
                     self._writer.add_scalar(f"federate/{name}", value, row["round"])
+            self._writer.flush()  # a stage that is stopped or killed goes on behind its last round
 
     def close(self) -> None:
         """Finish the event files."""

@@ -49,6 +49,13 @@ def test_event_files_hold_the_rows_also_of_rounds_that_were_done_again(tmp_path:
     assert tensorboard_rows(tmp_path) == metrics_rows(tmp_path)
 
 
+@pytest.mark.slow
+def test_event_files_hold_every_row_of_a_run_that_was_cut_off(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0, tensorboard=True, main=True)
+    log.write({"round": 1, "loss": 0.5})
+    assert tensorboard_rows(tmp_path) == {1: {"loss": 0.5}}, "nothing waits for the end, which may not come"
+
+
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0, tensorboard=True, main=False)
     log.write({"round": 1, "loss": 1.0})
