@@ -19,7 +19,7 @@ from fedscale.config.schema import Config
 from fedscale.distributed.mesh import Mesh
 from fedscale.errors import Diverged, UserError
 from fedscale.federated.aggregation import check_used
-from fedscale.federated.backends import Backend, Interrupted, RoundStart, Trained
+from fedscale.federated.backends import Backend, Interrupted, OutOfMemory, RoundStart, Trained
 from fedscale.federated.backends.memory import is_out_of_memory
 from fedscale.federated.backends.trainer import row_size
 from fedscale.federated.central import Central
@@ -30,7 +30,7 @@ from fedscale.federated.flat import ModelHost
 from fedscale.federated.kept import kept_size
 from fedscale.federated.methods import Method
 from fedscale.federated.plan import GroupPlan, local_steps, plan_group
-from fedscale.federated.record import DIVERGED, TRAINED, RoundRecord
+from fedscale.federated.record import DIVERGED, INTERRUPTED, OUT_OF_MEMORY, TRAINED, RoundRecord
 from fedscale.federated.server import RoundSum, ServerState
 from fedscale.federated.survey import survey_sums
 from fedscale.rng import derive
@@ -95,7 +95,8 @@ class Engine:
     def round(self, number: int) -> RoundResult | None:
         """Carry out round `number`; None when it was interrupted on any rank, and nothing has changed.
 
-        Raises UserError when every client diverged, RankLost when a rank is gone.
+        Raises UserError when every client diverged; OutOfMemory, on every rank and with nothing changed, where that
+        ends the run; RankLost when a rank is gone.
         """
         began = time.perf_counter()
         cohort = self.cohort(number)
@@ -115,18 +116,23 @@ class Engine:
         except (ValueError, RuntimeError, MemoryError) as error:
             raise self._explained(error) from error
         except Interrupted:
-            report.interrupted[self.mesh.client_index] = 1.0
+            report.ended[self.mesh.client_index] = INTERRUPTED
+        except OutOfMemory:
+            report.ended[self.mesh.client_index] = OUT_OF_MEMORY
         report.used[self.mesh.client_index] = getattr(total.accumulator, "used", 0.0)
         total.fill_record(report.numbers)
 
         self.mesh.barrier(f"round {number}")
         sections = self.server.collect(total)
         report = report.of(total.record())
-        if report.interrupted.any():
+        if report.ended.any():
             if self.states:
                 self.states.discard()
             for name, tensor in before.items():
                 self.server.shared[name].copy_(tensor)
+            if (report.ended == OUT_OF_MEMORY).any():
+                lanes = self.backend.lanes
+                raise OutOfMemory(f"federate.lanes={lanes}: out of memory; choose fewer lanes under another name=")
             return None
         check_used(float(report.used.sum()), self.config.federate.aggregate.fraction_bits)
         return self._finish(number, cohort, groups, placed, weights, total, sections, report, began)

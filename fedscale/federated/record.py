@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 TRAINED, DIVERGED = 1.0, 2.0  # a client's status
+INTERRUPTED, OUT_OF_MEMORY = 1.0, 2.0  # why a rank ended the round before its clients had trained
 
 
 class RoundRecord:
@@ -16,7 +17,7 @@ class RoundRecord:
         self.size = (2 + kept) * cohort + groups + 2 * ranks
         self.numbers = torch.zeros(self.size, dtype=torch.float64) if numbers is None else numbers
         *parts, table = self.numbers.split([cohort, cohort, groups, ranks, ranks, kept * cohort])
-        self.losses, self.status, self.seconds, self.used, self.interrupted = parts
+        self.losses, self.status, self.seconds, self.used, self.ended = parts
         self.kept = table.view(cohort, kept)  # what each client keeps
 
     def of(self, numbers: Tensor) -> RoundRecord:

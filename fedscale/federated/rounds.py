@@ -159,13 +159,9 @@ class _Stage:
         try:
             result = self.engine.round(number)
         except OutOfMemory as error:
-            raise UserError(f"{error}; round {number - 1} is saved") from None
+            raise UserError(f"{error}; {self._saved_before(number)}") from None
         if result is None:
-            if self._saved() < number - 1:
-                save_round(self.folder, number - 1, self.engine)
-            raise Stopped(
-                f"federate: stopped in round {number}; {number - 1} of {self.config.federate.rounds} are saved"
-            )
+            raise Stopped(f"federate: stopped in round {number}; {self._saved_before(number)}")
         self.diverged += [f"client {client} in round {number}" for client in result.diverged]
         self.clients += result.clients
         self.steps += result.steps
@@ -184,6 +180,12 @@ class _Stage:
             rounds, saved = self.config.federate.rounds, self._saved()
             raise Stopped(f"federate: stopped in what follows round {number}; {saved} of {rounds} are saved") from None
         engine.server.vector = host.slice_of(mesh.broadcast_object(whole.cpu())).to(engine.server.vector)
+
+    def _saved_before(self, number: int) -> str:
+        """Save what round `number` began with, unless it is; how far that is, in words."""
+        if self._saved() < number - 1:
+            save_round(self.folder, number - 1, self.engine)
+        return f"{number - 1} of {self.config.federate.rounds} are saved"
 
     def _saved(self) -> int:
         found = checkpoints.newest(self.folder, "round")

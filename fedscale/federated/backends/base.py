@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 
 class OutOfMemory(Exception):
-    """Memory ran out where fewer lanes would change bits that are promised; the text says what to do."""
+    """Memory ran out where fewer lanes would change bits that are promised. The engine's text says what to do."""
 
 
 class ClientRows(Protocol):

@@ -46,7 +46,7 @@ class BatchedBackend:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self._exact:
-            raise OutOfMemory(f"federate.lanes={lanes}: out of memory; choose fewer lanes under another name=")
+            raise OutOfMemory
         if lanes == 1:
             raise MemoryError("out of memory with one client")
         self.working_lanes = lanes // 2

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from fedscale.federated.backends import OutOfMemory, RoundStart
 from fedscale.federated.backends.choose import ALIKE, Choice
 from fedscale.federated.backends.trainer import LaneTrainer
 from fedscale.federated.backends.trials import Rehearsal
+from fedscale.federated.checkpoint import newest_round
+from fedscale.federated.rounds import _Stage
+from fedscale.progress import SilentReporter
+from fedscale.session import Session
 from tests.federated.engine_support import make_engine, settings, trained
 
 
@@ -134,6 +139,20 @@ def test_out_of_memory_in_exact_mode_ends_the_run_and_with_one_lane_too(memory_f
     memory_for(0)
     with pytest.raises(UserError, match=r"federate\.batch_size=4: out of memory with one client"):
         make_engine(settings(backend="batched", lanes=2)).round(1)
+
+
+def test_out_of_memory_in_exact_mode_saves_the_rounds_before_it(memory_for, tmp_path: Path) -> None:
+    config = settings(backend="batched", lanes=4, aggregate={"exact": True}, checkpoint_every=50)
+    engine = make_engine(config)
+    stage = _Stage(config, engine, {}, MagicMock(), tmp_path, Session(), SilentReporter(), None)
+    stage._round(1)
+    stage._round(2)
+    before = engine.server.vector.clone()
+    memory_for(2)
+    with pytest.raises(UserError, match=r"federate\.lanes=4: out of memory; .*; 2 of 3 are saved"):
+        stage._round(3)
+    found = newest_round(tmp_path, engine.host.whole_layout.describe())
+    assert found is not None and found[0] == 2 and torch.equal(found[1]["vector"], before)
 
 
 def test_lanes_that_do_not_fit_say_how_many_would() -> None:
