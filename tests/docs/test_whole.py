@@ -62,7 +62,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     return Rooms(tmp_path_factory.mktemp("rooms"), pytestconfig.getoption("data"))
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", TEXTS, ids=TEXTS)  # whole, for -k: pytest would cut long ones
 def test_as_it_stands(text: str, rooms: Rooms) -> None:
     if needs := DOCUMENTED[text].needs or PLANS[text].skip:
         pytest.skip(f"needs {needs}" if DOCUMENTED[text].needs else needs)
