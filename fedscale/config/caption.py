@@ -103,6 +103,7 @@ class CaptionConfig:
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in TEXT_KINDS]
         require(bool(self.kinds) and not unknown, "caption.kinds", list(self.kinds), f"some of {', '.join(TEXT_KINDS)}")
+        require(len(set(self.kinds)) == len(self.kinds), "caption.kinds", list(self.kinds), "different kinds")
         require(self.max_images >= 0, "caption.max_images", self.max_images, "0 or more")
         for name in ("batch_size", "flush_every", "max_new_tokens", "max_pixels", "max_attempts", "fuse"):
             require(getattr(self, name) >= 1, f"caption.{name}", getattr(self, name), "1 or more")

@@ -71,6 +71,8 @@ class RecipeConfig:
         require(self.classes is None or self.classes >= 2, "classes", self.classes, "2 or more")
         require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "1 or more")
         require(0 <= self.max_corrupt < 1, "max_corrupt", self.max_corrupt, "a share from 0 to below 1")
+        drawn = self.format == "shapes"
+        require(not (drawn and self.source), "source", self.source, "none: format=shapes draws its images; set format=")
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class PartitionConfig:
     pool_client: bool = False  # control row: the open pool, labelled by keywords, is one more client, drawn alike [D]
 
     def __post_init__(self) -> None:
-        require(self.clients >= 1, "partition.clients", self.clients, "1 or more")
-        require(self.alpha > 0, "partition.alpha", self.alpha, "above 0")
-        require(self.classes_per_client >= 1, "partition.classes_per_client", self.classes_per_client, "1 or more")
+        require(self.clients >= 1, "data.partition.clients", self.clients, "1 or more")
+        require(self.alpha > 0, "data.partition.alpha", self.alpha, "above 0")
+        require(self.classes_per_client >= 1, "data.partition.classes_per_client", self.classes_per_client, "1 or more")
         factor = self.client_imbalance_factor
-        require(factor >= 1, "partition.client_imbalance_factor", factor, "1 (no tail of its own) or more")
-        require(self.min_samples >= 0, "partition.min_samples", self.min_samples, "0 or more")
-        require(self.tries >= 1, "partition.tries", self.tries, "1 or more")
+        require(factor >= 1, "data.partition.client_imbalance_factor", factor, "1 (no tail of its own) or more")
+        require(self.min_samples >= 0, "data.partition.min_samples", self.min_samples, "0 or more")
+        require(self.tries >= 1, "data.partition.tries", self.tries, "1 or more")
 
 
 @dataclass(frozen=True)

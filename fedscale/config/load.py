@@ -126,7 +126,7 @@ def _read(file: str) -> DictConfig:
     if path.is_dir():
         raise UserError(f"{file}: a folder, expected a YAML file")
     try:
-        tree = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        tree = OmegaConf.create(path.read_text(encoding="utf-8"))  # safe, and refuses a key that is there twice
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
     except OSError as error:

@@ -6,6 +6,7 @@ This module is the whole: it gathers the sections, and everything else imports t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from fedscale.config.caption import (
@@ -128,6 +129,8 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        inside = ".." not in Path(self.name).parts and not Path(self.name).is_absolute()
+        require(inside, "name", self.name, "the name of a folder below out=")
         require(self.jobs >= 1, "jobs", self.jobs, "1 or more")
         require(self.threads >= 0, "threads", self.threads, "0 (cores / jobs) or more")
         require(len(set(self.seeds)) == len(self.seeds), "seeds", list(self.seeds), "different seeds")

@@ -52,8 +52,10 @@ class OfflineConfig:
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        require(self.clip_epochs >= 1, "teachers.offline.clip_epochs", self.clip_epochs, "1 or more")
-        require(self.mllm_epochs >= 1, "teachers.offline.mllm_epochs", self.mllm_epochs, "1 or more")
+        for name in ("clip_epochs", "mllm_epochs", "batch_size"):
+            require(getattr(self, name) >= 1, f"teachers.offline.{name}", getattr(self, name), "1 or more")
+        require(self.images >= 0, "teachers.offline.images", self.images, "0 (all) or more")
+        require(self.lr > 0, "teachers.offline.lr", self.lr, "above 0")
 
 
 @dataclass(frozen=True)

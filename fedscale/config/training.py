@@ -60,6 +60,8 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "pretrain.lora.rank", self.rank, "1 or more")
+        require(self.scale > 0, "pretrain.lora.scale", self.scale, "above 0")
+        require(0 <= self.dropout < 1, "pretrain.lora.dropout", self.dropout, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         require(all(0 < f <= 1 for f in self.fractions), "pretrain.probe.fractions", self.fractions, "shares in (0, 1]")
+        for name in ("steps", "batch_size"):
+            require(getattr(self, name) >= 1, f"pretrain.probe.{name}", getattr(self, name), "1 or more")
+        require(self.lr > 0, "pretrain.probe.lr", self.lr, "above 0")
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class PretrainConfig:
     max_text_tokens: int = 128  # prompt and answer
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
     mixed_precision: Literal["no", "bf16"] = "no"
-    clip_grad_norm: float = 1.0
+    clip_grad_norm: float = 1.0  # 0 = no clipping
     save_every: int = 500  # steps between checkpoints
     activation_checkpointing: bool = False  # the language model's activations are computed again, not kept
     timeout: float = 600.0  # seconds that ranks wait for one another
@@ -135,7 +140,7 @@ class PretrainConfig:
         for name in ("lr", "timeout"):
             require(getattr(self, name) > 0, f"pretrain.{name}", getattr(self, name), "above 0")
         require(0 <= self.warmup < 1, "pretrain.warmup", self.warmup, "a share from 0 to below 1")
-        for name in ("feature_weight", "contrastive_weight", "weight_decay", "workers"):
+        for name in ("feature_weight", "contrastive_weight", "weight_decay", "workers", "clip_grad_norm"):
             require(getattr(self, name) >= 0, f"pretrain.{name}", getattr(self, name), "0 or more")
 
 

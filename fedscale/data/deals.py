@@ -119,12 +119,13 @@ def deal_pathological(
     present = int((sizes > 0).sum())
     if classes_per_client > present:
         raise UserError(
-            f"partition.classes_per_client={classes_per_client}: more than the {present} classes of the data; lower it"
+            f"data.partition.classes_per_client={classes_per_client}: more than the {present} classes of the data; "
+            "lower it"
         )
     if slots < present:
         raise UserError(
-            f"partition.clients={clients}: with {classes_per_client} classes each they hold {slots} of {present}; "
-            "raise partition.clients or partition.classes_per_client"
+            f"data.partition.clients={clients}: with {classes_per_client} classes each they hold {slots} of {present}; "
+            "raise data.partition.clients or data.partition.classes_per_client"
         )
     holders = _shards_by_class(sizes, slots, clients)
     free = np.full(clients, classes_per_client)
@@ -203,8 +204,8 @@ def _shards_by_class(sizes: np.ndarray, slots: int, clients: int) -> np.ndarray:
     most = np.minimum(sizes, clients)
     if most.sum() < slots:
         raise UserError(
-            f"partition.classes_per_client: {slots} label shards are needed, the classes can be cut into {most.sum()}; "
-            "lower partition.clients or partition.classes_per_client"
+            f"data.partition.classes_per_client: {slots} label shards are needed, the classes can be cut into "
+            f"{most.sum()}; lower data.partition.clients or data.partition.classes_per_client"
         )
     shards = (sizes > 0).astype(np.int64)
     while shards.sum() < slots:

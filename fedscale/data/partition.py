@@ -82,8 +82,8 @@ def make_partition(
     needed = config.clients * config.min_samples
     if needed > len(labels):
         raise UserError(
-            f"partition.clients={config.clients}: at partition.min_samples={config.min_samples} they need {needed} "
-            f"training images, there are {len(labels)}; lower one of the two"
+            f"data.partition.clients={config.clients}: at data.partition.min_samples={config.min_samples} they need "
+            f"{needed} training images, there are {len(labels)}; lower one of the two"
         )
     generator = rng.numpy_generator(seed, "partition", config.kind)
     if config.kind == "iid":
@@ -119,12 +119,13 @@ def _read(config: PartitionConfig, num_samples: int, keys: Sequence[str] | None)
     partition = Partition.load(config.file, num_samples, keys)
     if len(partition.clients) != config.clients:
         raise UserError(
-            f"{config.file}: has {len(partition.clients)} clients, partition.clients={config.clients}; make them equal"
+            f"{config.file}: has {len(partition.clients)} clients, data.partition.clients={config.clients}; make them "
+            "equal"
         )
     poorest = min(len(rows) for rows in partition.clients)
     if poorest < config.min_samples:
         raise UserError(
-            f"{config.file}: a client has {poorest} images, below partition.min_samples={config.min_samples}"
+            f"{config.file}: a client has {poorest} images, below data.partition.min_samples={config.min_samples}"
         )
     return partition
 

@@ -52,6 +52,16 @@ def test_the_run_is_named_after_the_first_file(base: Path) -> None:
         ("data.recipe=nowhere.yaml", "nowhere.yaml: no such shard recipe"),
         ("variants.a.align.betta=1", "variants.a: align.betta: unknown key; did you mean align.beta?"),
         ("=3", "=3: expected key=value"),
+        ("data.source=/images", "source=/images: expected none: format=shapes draws its images"),
+        ("data.partition.clients=0", "data.partition.clients=0: expected 1 or more"),
+        ("caption.kinds=[description,description]", "caption.kinds=['description', 'description']: expected different"),
+        ("pretrain.clip_grad_norm=-1", "pretrain.clip_grad_norm=-1.0: expected 0 or more"),
+        ("pretrain.lora.dropout=1", "pretrain.lora.dropout=1.0: expected a share"),
+        ("pretrain.probe.batch_size=0", "pretrain.probe.batch_size=0: expected 1 or more"),
+        ("teachers.offline.batch_size=0", "teachers.offline.batch_size=0: expected 1 or more"),
+        ("teachers.offline.images=-1", "teachers.offline.images=-1: expected 0 (all) or more"),
+        ("name=../elsewhere", "name=../elsewhere: expected the name of a folder below out="),
+        ("name=/elsewhere", "name=/elsewhere: expected the name of a folder below out="),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_line(base: Path, word: str, line: str) -> None:
@@ -71,6 +81,9 @@ def test_a_missing_file_and_bad_yaml_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not valid YAML") as refusal:
         load_config([str(broken)])
     assert "\n" not in str(refusal.value)
+    broken.write_text("federate: {rounds: 1}\nfederate: {lr: 0.2}\n")
+    with pytest.raises(UserError, match="found duplicate key federate"):
+        load_config([str(broken)])
     broken.write_text("- 1\n")
     with pytest.raises(UserError, match="found a list"):
         load_config([str(broken)])
@@ -94,7 +107,7 @@ def test_a_recipe_gives_the_defaults_of_data(tmp_path: Path) -> None:
 
 
 def test_the_saved_config_reads_back_as_itself(base: Path, tmp_path: Path) -> None:
-    config = load_config([str(base), "pretrain.mixed_precision=no", "data.source=7"])
+    config = load_config([str(base), "pretrain.mixed_precision=no", "data.name=7"])
     saved = tmp_path / "saved.yaml"
     saved.write_text(to_yaml(config))
     assert load_config([str(saved)]) == config

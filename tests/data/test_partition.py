@@ -202,7 +202,7 @@ def test_an_export_of_other_data_is_refused(tmp_path: Path) -> None:
         Partition.load(path, 5)
     with pytest.raises(UserError, match="client 0 has other keys"):
         Partition.load(path, 4, ["b", "a", "c", "d"])
-    with pytest.raises(UserError, match=r"has 2 clients, partition\.clients=3"):
+    with pytest.raises(UserError, match=r"has 2 clients, data\.partition\.clients=3"):
         deal(np.zeros(4, dtype=int), file=str(path), clients=3)
     with pytest.raises(UserError, match="no such file"):
         deal(file=str(tmp_path / "absent.json"))
