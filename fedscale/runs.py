@@ -17,6 +17,7 @@ from typing import Any
 from fedscale import files
 from fedscale.config import Config, to_dict, to_yaml
 from fedscale.config.methods import needs_clip
+from fedscale.differing import differing
 from fedscale.errors import UserError
 from fedscale.lock import FILE, LITTER, owner_of
 
@@ -48,7 +49,7 @@ FEDERATE_ELSEWHERE = ("shard", "store", "memory", "timeout", "checkpoint_every",
 ALIGN_ELSEWHERE = ("enabled", "every", "timeout")
 
 # Inputs whose change adds to a stage's result: more images captioned, embeddings stored beside them.
-GROWING = ("caption.max_images ", "caption.features ", "caption.features.")
+GROWING = ("caption.max_images", "caption.features")
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,10 @@ class StageFolder:
         path = self.path / INPUTS
         if not under_way and not any(entry.name not in (INPUTS, *LITTER) for entry in _entries(self.path)):
             return  # begun, and ended by a mistake in the config before there was any result
-        differing = _differences(files.read_json(path), _jsonable(self.inputs)) if path.exists() else []
-        differing = [line for line in differing if not line.startswith(GROWING)]
-        if differing:
+        lines = differing(files.read_json(path), _jsonable(self.inputs), GROWING) if path.exists() else []
+        if lines:
             raise UserError(
-                f"{self.path}: holds a result of another config ({'; '.join(differing[:3])}); "
+                f"{self.path}: holds a result of another config ({'; '.join(lines[:3])}); "
                 "choose another name= or out=, or delete the folder"
             )
 
@@ -222,13 +222,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _jsonable(v) for k, v in value.items()}
     return [_jsonable(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted({*old, *new})
-            for line in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [f"{path} was {old}, is {new}"]

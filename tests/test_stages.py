@@ -121,7 +121,7 @@ def test_a_folder_of_another_config_is_refused_before_any_stage_works(
     pipeline.execute(config, Session())
     done.clear()
     other = overlaid(config, {"federate": {"rounds": 3}})
-    with pytest.raises(UserError, match=r"align: holds a result of another config \(federate.federate.rounds was 200"):
+    with pytest.raises(UserError, match=r"align: holds a result of another config \(federate.rounds was 200"):
         pipeline.execute(other, Session())
     assert done == []
 
