@@ -15,7 +15,7 @@ from torch import Tensor
 from fedscale.errors import UserError
 from fedscale.federated.aggregation import kernels
 from fedscale.federated.aggregation.fixed_point import MAGIC, VALUE_LIMIT, biases
-from fedscale.federated.aggregation.lanes import PIECE, checked, runs
+from fedscale.federated.aggregation.lanes import PIECE, checked, columns_at_once, runs
 from fedscale.federated.aggregation.norms import Clip
 
 SUM_LIMIT = 2.0**62
@@ -86,15 +86,15 @@ class ExactAccumulator:
             for first, last, weight, excess in spans:
                 for at, piece in self._biased(block if len(block) == 1 else block[first:last], weight):
                     begin = offset + at
-                    self.vector[begin : begin + piece.shape[1]] += piece.view(torch.int64).sum(0).sub_(excess)
+                    # A method, because += on a slice ends by copying the slice onto itself.
+                    self.vector[begin : begin + piece.shape[1]].add_(piece.view(torch.int64).sum(0)).sub_(excess)
 
     def _biased(self, block: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Columns of rint(block · weight [K, 1]) + MAGIC in pieces [K, c], each valid until the next."""
         if self._scratch is None:
             self._scratch = torch.empty(PIECE, dtype=torch.float64, device=self.vector.device)
         lanes = len(weight)
-        width = PIECE // lanes
-        assert width, f"{lanes} lanes at once; at most {PIECE} fit the scratch memory"
+        width = columns_at_once(lanes)
         for number, columns in enumerate(block.split(width, dim=1)):
             count = columns.shape[1]
             piece = self._scratch[: lanes * count].view(lanes, count)

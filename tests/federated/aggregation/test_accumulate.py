@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedscale.federated.aggregation import Clip, clip_factors, lane_norms, make_accumulator
 from fedscale.federated.aggregation.accumulate import Kind
-from fedscale.federated.aggregation.lanes import PIECE, runs
+from fedscale.federated.aggregation.lanes import PIECE, columns_at_once, runs
 
 KINDS: tuple[Kind, ...] = ("fp32", "fp64", "exact")
 CPU = torch.device("cpu")
@@ -132,3 +132,15 @@ def test_runs_cover_exactly_the_lanes_with_weight(weights: list[float]) -> None:
     covered = [lane for first, last in found for lane in range(first, last)]
     assert covered == [lane for lane, weight in enumerate(weights) if weight]
     assert all(before[1] < after[0] for before, after in itertools.pairwise(found))
+
+
+@given(st.integers(1, PIECE // 16))
+def test_rows_of_a_piece_fit_the_scratch_and_begin_on_cache_lines_of_unlike_sets(count: int) -> None:
+    width = columns_at_once(count)
+    assert 0 < width * count <= PIECE < (width + 32) * count
+    assert width % 16 == 0 and width // 16 % 2 == 1
+
+
+def test_more_lanes_than_fit_the_scratch_are_a_programming_error() -> None:
+    with pytest.raises(AssertionError, match="lanes at once"):
+        columns_at_once(PIECE // 16 + 1)
