@@ -73,7 +73,8 @@ def by_group(comparison: Comparison, styles: Styles, salt: str, narrow: bool = F
             if len(values) > 1:
                 _seed_points(axes, x, values)
             if len(styles) <= (4 if narrow else 7):
-                svg.label(axes, f"{np.mean(values):.1f}", (x, max(values)), above=5)
+                digits = 0 if narrow and len(styles) > 3 else 1  # bars that narrow have no room for more
+                svg.label(axes, f"{np.mean(values):.{digits}f}", (x, max(values)), above=5)
     axes.set_xticks(range(len(METRICS)), [metric.capitalize() for metric in METRICS])
     axes.tick_params(axis="x", labelsize=13, labelcolor=role("ink"))
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))

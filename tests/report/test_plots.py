@@ -169,6 +169,15 @@ def test_groups_without_a_class_leave_a_gap(demo):
     assert "Few" in plots.by_group(Comparison(tuple(rows)), {"fedavg": 0, "full": 3}, "salt")
 
 
+def test_four_narrow_bars_are_labelled_without_decimals_which_would_touch():
+    scores = {"all": 98.76, "many": 98.76, "medium": 98.76, "few": 98.76}
+    styles = {"a": 0, "b": 1, "c": 2, "d": 3}
+    comparison = Comparison(tuple({"variant": variant, "seed": 1, **scores} for variant in styles))
+    broad, narrow = (plots.by_group(comparison, styles, "salt", narrow) for narrow in (False, True))
+    assert broad.count(">98.8<") == 16
+    assert narrow.count(">99<") == 16 and ">98.8<" not in narrow
+
+
 def test_drawing_leaves_matplotlibs_settings_as_they_were():
     import matplotlib
 
