@@ -84,15 +84,17 @@ def stage(config: Config, name: str, session: Session | None = None, **options: 
     if name not in MODULES:
         raise UserError(f"stage {name}: expected one of {', '.join(MODULES)}")
     session, seen = session or Session(), set[Path]()
-    for child in children(config):
-        if name in needed(child):
-            folder = stage_folder(child, name)
-            if not (name == "caption" and child.caption.overwrite):
-                folder.check()  # before the run folder says that it is of this config
-            RunFolder.of(child).describe(child)
-            if folder.path.resolve() not in seen:  # what child runs share is worked on once
-                run_stage(child, name, session, **options)
-            seen.add(folder.path.resolve())
+    runs = [child for child in children(config) if name in needed(child)]
+    if not runs:
+        session.reporter.say(f"{name}: nothing to do, no run of this config has that stage")
+    for child in runs:
+        folder = stage_folder(child, name)
+        if not (name == "caption" and child.caption.overwrite):
+            folder.check()  # before the run folder says that it is of this config
+        RunFolder.of(child).describe(child)
+        if folder.path.resolve() not in seen:  # what child runs share is worked on once
+            run_stage(child, name, session, **options)
+        seen.add(folder.path.resolve())
 
 
 def report(
@@ -123,19 +125,21 @@ def sweep(*words: str | Path, session: Session | None = None) -> list[dict[str, 
     return rows
 
 
-def load_model(config: Config, stage: str = "federate") -> Classifier:
+def load_model(config: Config, stage: str = "") -> Classifier:
     """The model that a finished stage (`pretrain`, `federate`, `align`) left, on the CPU, in evaluation mode.
 
+    Without a `stage`, the run's final model: the aligned one, or the federated one where nothing is aligned.
     Raises UserError where the stage has left none, and for a config of several runs: `children(config)` are single.
     """
     from safetensors.torch import load_file
 
     from fedscale.models import build_model
-    from fedscale.stages import result_folder
+    from fedscale.stages import needed, result_folder
 
+    config = _single(config)
+    stage = stage or needed(config)[-1]
     if stage not in WEIGHTS:
         raise UserError(f"stage {stage}: leaves no model; expected one of {', '.join(WEIGHTS)}")
-    config = _single(config)
     path = result_folder(config, stage).path / WEIGHTS[stage]
     if not path.exists():
         raise UserError(f"{path}: no such file; carry out the stage {stage} first")
@@ -146,9 +150,9 @@ def load_model(config: Config, stage: str = "federate") -> Classifier:
 
 
 def evaluate(
-    config: Config, model: Classifier | None = None, stage: str = "federate", session: Session | None = None
+    config: Config, model: Classifier | None = None, stage: str = "", session: Session | None = None
 ) -> Evaluation:
-    """Judge `model`, or the one that `stage` left, on every image of `eval.split`, as runs judge theirs."""
+    """Judge `model`, or the one that `load_model` gives, on every image of `eval.split`, as runs judge theirs."""
     import numpy as np
 
     from fedscale.data.build import ensure_shards

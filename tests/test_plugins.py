@@ -4,7 +4,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -287,3 +287,18 @@ def test_a_config_of_several_runs_has_no_one_model() -> None:
         api.load_model(api.children(config)[0])
     with pytest.raises(UserError, match="leaves no model"):
         api.load_model(api.children(config)[0], "caption")
+
+
+def test_the_model_of_a_run_is_its_last_stages(tmp_path: Path) -> None:
+    config = api.load_config("configs/demo.yaml", f"out={tmp_path}", "seeds=[1]")
+    for variant, stage in (("pretrain", "federate"), ("align", "align")):
+        (child,) = api.children(replace(config, variant=variant))
+        with pytest.raises(UserError, match=f"{stage}.*model.safetensors: no such file; carry out the stage {stage}"):
+            api.load_model(child)
+
+
+def test_a_stage_that_no_run_has_says_so(tmp_path: Path) -> None:
+    config, reporter = api.load_config("configs/demo.yaml", "variant=fedavg", f"out={tmp_path}"), SilentReporter()
+    api.stage(config, "caption", api.Session(reporter))
+    assert reporter.lines == ["caption: nothing to do, no run of this config has that stage"]
+    assert not list(tmp_path.iterdir())
