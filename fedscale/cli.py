@@ -27,17 +27,12 @@ WIDE = 200  # columns of a table that goes to a file or a pipe, which would be t
 app = typer.Typer(
     name="fedscale",
     help="Federated learning on long-tailed data, with a multimodal LLM helping on the server.",
+    epilog="To begin with: fedscale run configs/demo.yaml",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(shards_app)
-app.command()(sweep)
-app.command()(submit)
-app.command()(prepare)
-app.command()(doctor)
-app.command()(plan)
 
 
 def main() -> None:
@@ -85,6 +80,10 @@ def caption(
     as_json: AsJson = False,
 ) -> None:
     """Stage 1a: the MLLM captions the open pool, as one of any number of workers."""
+    if as_json and not status:
+        raise UserError("--json: shows what --status finds, as JSON; give both")
+    if status and retry_failed:
+        raise UserError("--status and --retry-failed: expected one of them")
     if status:
         _show_captions(load_config(words), as_json)
         return
@@ -187,6 +186,11 @@ def methods(as_json: AsJson = False) -> None:
     if not screen.is_terminal:
         screen.width = WIDE
     screen.print(methods_table(rows))
+
+
+for command in (sweep, prepare, submit, plan, doctor):  # behind the stages, in `--help`
+    app.command()(command)
+app.add_typer(shards_app)
 
 
 def _version(show: bool) -> None:

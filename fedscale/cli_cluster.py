@@ -13,6 +13,7 @@ import typer
 from fedscale.cli_common import AsJson, Words, exits
 from fedscale.cluster.request import LAUNCHERS, STAGES, Request
 from fedscale.config import load_config
+from fedscale.errors import UserError
 from fedscale.progress import TerminalReporter
 from fedscale.session import Session
 
@@ -53,6 +54,8 @@ def submit(
         stage, nodes, gpus, ranks, cpus, time, partition, account, launcher, restarts, array, throttle, stage_in,
         container, tuple(option or ()),
     )  # fmt: skip
+    if show and as_json:
+        raise UserError("--print and --json: expected one of them; what is printed are scripts")
     config = load_config(words)
     from fedscale.cluster.submit import submit as hand_in
     from fedscale.cluster.submit import write_scripts

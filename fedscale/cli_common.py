@@ -18,7 +18,11 @@ from fedscale.errors import EXIT_BUG, EXIT_REQUEUE, EXIT_USER, Stopped, UserErro
 from fedscale.progress import TerminalReporter
 
 Words = Annotated[
-    list[str], typer.Argument(metavar="CONFIG... [key=value...]", help="YAML files, merged in order; then single keys.")
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... [key=value...]",
+        help="YAML files, merged in order; then single keys: configs/demo.yaml federate.rounds=5.",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -47,6 +47,9 @@ def plan(
     from fedscale.planning.rates import Rates, load_rates
 
     node = hardware(gpu)
+    ignored, other = ("--gpus", "--ranks") if node.is_cpu else ("--ranks", "--gpus")
+    if gpus if node.is_cpu else ranks:
+        raise UserError(f"{ignored}: says nothing with --gpu {gpu}; expected {other}")
     cluster = Cluster(node, nodes, (ranks or 1) if node.is_cpu else gpus or node.per_node)
     if fit:
         known = fitted(runs_in(fit, gpu, ranks if node.is_cpu else gpus), gpu)

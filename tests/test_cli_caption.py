@@ -31,6 +31,12 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["small.yaml"]
 
 
+@pytest.mark.parametrize("words", [["--json"], ["--status", "--retry-failed"]])
+def test_options_that_would_say_nothing_are_refused(config, words):
+    code, out = fedscale("caption", *config, *words)
+    assert code == 2 and words[-1] in out and not Path("runs").exists()
+
+
 def test_status_before_during_and_after(config):
     code, out = fedscale("caption", *config, "--status")
     assert code == 2 and "no shards" in out

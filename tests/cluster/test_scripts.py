@@ -171,6 +171,8 @@ def test_bad_input_is_one_line_and_exit_code_two(words: list[str], line: str) ->
 def test_print_shows_the_script_and_json_the_jobs(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["submit", *WORDS, "--stage", "align", "--print"])
     assert shown.exit_code == 0 and shown.stdout == Path("runs/demo/slurm/align.sbatch").read_text()
+    both = CliRunner().invoke(app, ["submit", *WORDS, "--stage", "align", "--print", "--json"])
+    assert both.exit_code == 2 and "--print and --json" in both.stderr
     executable(tmp_path / "bin" / "sbatch", "echo 5")
     told = CliRunner().invoke(app, ["submit", *WORDS, "--stage", "align", "--json"])
     assert told.exit_code == 0 and [(row["stage"], row["job"]) for row in json.loads(told.stdout)] == [

@@ -200,6 +200,8 @@ def test_waiting_ranks_are_the_limit_only_where_they_wait_much() -> None:
     [
         (["configs/demo.yaml", "--gpu", "h20"], "--gpu h20: expected one of"),
         (["configs/demo.yaml", "--nodes", "0"], "--nodes=0: expected 1 or more"),
+        (["configs/demo.yaml", "--gpu", "cpu", "--gpus", "4"], "--gpus: says nothing with --gpu cpu; expected --ranks"),
+        (["configs/demo.yaml", "--ranks", "4"], "--ranks: says nothing with --gpu h200; expected --gpus"),
         (["configs/demo.yaml", "--images", "-1"], "expected 0 or more"),
         (["configs/demo.yaml", "--images", "3"], "fewer than data.partition.clients=10"),
         (["configs/demo.yaml", "--rates", "nowhere.json"], "no such file"),
