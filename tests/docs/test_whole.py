@@ -83,7 +83,7 @@ def _furnish(room: Path, copied: bool) -> None:
 
 def _words(text: str, data: str | None) -> list[str]:
     swaps = {**WHOLE, **PLANS[text].whole}
-    words = [swaps.get(word, word) for word in shlex.split(text)]
+    words = [part for word in shlex.split(text) for part in (swaps[word].split() if word in swaps else [word])]
     if "DATA" in " ".join(words):
         if data is None:
             pytest.skip("it needs --data, a folder of CIFAR-10 as parquet (make test-full DATA=…)")
