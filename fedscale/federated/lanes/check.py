@@ -41,8 +41,13 @@ def batched_form(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[F
 def checked(form: Form, model: nn.Module, image_shape: tuple[int, int, int]) -> Form:
     """The form, if two clients of random weights and images get the model's logits, gradients and statistics.
 
-    Raises Unsupported where it cannot run or gives something else.
+    Raises Unsupported where it cannot run, gives something else, or draws random numbers other than dropout's.
     """
+    with torch.random.fork_rng([]):
+        return _checked(form, model, image_shape)
+
+
+def _checked(form: Form, model: nn.Module, image_shape: tuple[int, int, int]) -> Form:
     reference = copy.deepcopy(model).cpu().double().train()
     for module in reference.modules():
         if isinstance(module, nn.Dropout):
@@ -74,7 +79,10 @@ def checked(form: Form, model: nn.Module, image_shape: tuple[int, int, int]) -> 
     assert weights is not None
     uses, hooks = _counted(form)
     try:
+        before = torch.get_rng_state()
         found = form.logits(view, _laid_out(images) if form.channels_last else images)
+        if not torch.equal(torch.get_rng_state(), before):  # which may not show in what is compared below
+            raise Unsupported("the model: draws random numbers by itself, which would depend on the lanes")
         found_grads = torch.autograd.grad(
             (found * weights).sum(), list(view.parameters), allow_unused=True, materialize_grads=True
         )

@@ -466,6 +466,31 @@ def test_a_model_that_neither_form_holds_trains_as_it_is_and_both_reasons_are_sa
     assert_computes_the_model(alone, model, lanes=1, start=0)
 
 
+class Jittered(nn.Module):
+    """Draws a number a step that changes its logits so rarely that comparing them finds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.flatten(1)) * (torch.rand((), dtype=images.dtype, device=images.device) >= 1e-12)
+
+
+@pytest.mark.parametrize(
+    "make", [Jittered, sequential(nn.Conv2d(3, 4, 3), nn.Dropout2d(1e-9), nn.Flatten(), nn.Linear(144, CLASSES))]
+)
+def test_a_model_that_draws_numbers_by_itself_trains_as_it_is_even_where_they_do_not_show(
+    make: Callable[[], nn.Module],
+) -> None:
+    model, before = make(), torch.get_rng_state()
+    with pytest.raises(Unsupported, match=r"draws random numbers by itself, .*; vmap: .*(draws random|draws masks)"):
+        batched_form(model, IMAGE)
+    alone, reason = single_form(model, IMAGE)
+    assert alone.name == "plain" and "draws random numbers" in reason
+    assert torch.equal(torch.get_rng_state(), before), "checking takes none of the numbers of what follows"
+
+
 def test_logits_of_another_shape_are_refused() -> None:
     with pytest.raises(Unsupported, match=r"logits of shape \[3, 4, 8, 8\], expected \[B, classes\]"):
         batched_form(nn.Sequential(nn.Conv2d(3, 4, 1)), IMAGE)
