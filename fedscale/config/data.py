@@ -71,8 +71,8 @@ class RecipeConfig:
         require(self.classes is None or self.classes >= 2, "classes", self.classes, "2 or more")
         require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "1 or more")
         require(0 <= self.max_corrupt < 1, "max_corrupt", self.max_corrupt, "a share from 0 to below 1")
-        drawn = self.format == "shapes"
-        require(not (drawn and self.source), "source", self.source, "none: format=shapes draws its images; set format=")
+        read = self.format != "shapes" or self.source is None
+        require(read, "source", self.source, "none with format=shapes, which draws its images; set format=")
 
 
 @dataclass(frozen=True)

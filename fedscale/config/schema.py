@@ -110,14 +110,14 @@ class Config:
     """One experiment. `variants` (name → overlay) and `seeds` make `run` execute one child run for each pair."""
 
     name: str = ""  # of the run folder; defaults to the first config file's name
-    out: str = "runs"
-    seed: int = 7
-    seeds: tuple[int, ...] = ()
-    variants: dict[str, Any] = field(default_factory=dict)
+    out: str = "runs"  # the folder that run folders lie in
+    seed: int = 7  # of all that is drawn at random
+    seeds: tuple[int, ...] = ()  # of the child runs; none = `seed` alone
+    variants: dict[str, Any] = field(default_factory=dict)  # name → keys to lay over the config
     variant: str = ""  # only this variant; in a child run's saved config, the one that it is
     jobs: int = 1  # child stages at once, a process each
     threads: int = 0  # CPU threads a process; 0 = cores / jobs, or / the ranks of the host
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     launch: str = ""  # an accelerate YAML or DeepSpeed JSON: the strategy of stages 1b and 3, where no launcher says it
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

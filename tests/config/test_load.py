@@ -52,7 +52,7 @@ def test_the_run_is_named_after_the_first_file(base: Path) -> None:
         ("data.recipe=nowhere.yaml", "nowhere.yaml: no such shard recipe"),
         ("variants.a.align.betta=1", "variants.a: align.betta: unknown key; did you mean align.beta?"),
         ("=3", "=3: expected key=value"),
-        ("data.source=/images", "source=/images: expected none: format=shapes draws its images"),
+        ("data.source=/images", "source=/images: expected none with format=shapes"),
         ("data.partition.clients=0", "data.partition.clients=0: expected 1 or more"),
         ("caption.kinds=[description,description]", "caption.kinds=['description', 'description']: expected different"),
         ("pretrain.clip_grad_norm=-1", "pretrain.clip_grad_norm=-1.0: expected 0 or more"),
