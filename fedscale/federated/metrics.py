@@ -15,10 +15,11 @@ class MetricsLog:
         self._path = folder / "metrics.jsonl"
         self._main = main
         self._writer: Any = None
+        self.begun_with: list[dict[str, Any]] = []  # the rows of the rounds before
         if not main:
             return
-        rows = [row for row in files.read_jsonl(self._path) if row["round"] <= finished]
-        files.write_jsonl(self._path, rows)  # rows of rounds that will be done again are dropped
+        self.begun_with = [row for row in files.read_jsonl(self._path) if row["round"] <= finished]
+        files.write_jsonl(self._path, self.begun_with)  # rows of rounds that will be done again are dropped
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # only here: importing it takes a second
 

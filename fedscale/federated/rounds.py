@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,6 +134,8 @@ class _Stage:
         if not rounds:
             engine.survey("end", 0)
         log = MetricsLog(self.folder, finished, settings.tensorboard, engine.mesh.is_main)
+        for row in log.begun_with:
+            self._name(row["round"], row.get("diverged_clients", ()))
         evaluation: Evaluation | None = None
         with self.reporter.task("federate", rounds, "rounds") as task:
             task.advance(finished)
@@ -162,11 +165,14 @@ class _Stage:
             raise UserError(f"{error}; {self._saved_before(number)}") from None
         if result is None:
             raise Stopped(f"federate: stopped in round {number}; {self._saved_before(number)}")
-        self.diverged += [f"client {client} in round {number}" for client in result.diverged]
+        self._name(number, result.diverged)
         self.clients += result.clients
         self.steps += result.steps
         self.seconds += result.seconds
         return result
+
+    def _name(self, number: int, diverged: Iterable[int]) -> None:
+        self.diverged += [f"client {client} in round {number}" for client in diverged]
 
     def _change(self, number: int, after_round: AfterRound) -> None:
         """Let `after_round` change the global model, and give every rank what the main one made of it."""
@@ -215,6 +221,7 @@ class _Stage:
             "round": number,
             "loss": result.loss,
             "diverged": len(result.diverged),
+            **({"diverged_clients": result.diverged} if result.diverged else {}),
             **(evaluation.scores() if evaluation else {}),
             "clients_per_second": result.clients / result.seconds,
             "imbalance": result.imbalance,

@@ -3,17 +3,22 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
-from fedscale.errors import UserError
+from fedscale.errors import Stopped, UserError
 from fedscale.federated.backends import RoundStart, Trained
 from fedscale.federated.checkpoint import newest_round, restore, save_round
 from fedscale.federated.engine import Engine
 from fedscale.federated.fit import check_last_batches
+from fedscale.federated.rounds import _Stage
+from fedscale.progress import SilentReporter
+from fedscale.session import Session
 from tests.federated.engine_support import MODELS, SIZES, make_engine, settings, trained
 
 
@@ -62,6 +67,26 @@ def test_a_diverged_client_is_named_and_left_out_of_the_mean() -> None:
     result = engine.round(1)
     assert result is not None and result.diverged == [cohort[2]] and np.isfinite(result.loss)
     torch.testing.assert_close(engine.server.vector, expected, rtol=0, atol=1e-12)
+
+
+def test_a_stopped_run_that_goes_on_names_the_clients_that_diverged_before_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Stage, "evaluate", lambda stage: SimpleNamespace(scores=dict, all=0.0))
+    monkeypatch.setattr(_Stage, "_close", lambda stage, evaluation: {"diverged": stage.diverged})
+
+    def stage(poisoned: set[int], session: Session) -> _Stage:
+        engine = make_engine(settings())
+        engine.backend = Poisoned(engine, poisoned)
+        return _Stage(engine.config, engine, {}, MagicMock(), tmp_path, session, SilentReporter(), None)
+
+    stopping = Session()
+    stopping.stop.set()
+    first = stage({0, 1}, stopping)
+    with pytest.raises(Stopped, match="after round 1 of 3"):
+        first.carry_out()
+    named = [f"client {client} in round 1" for client in (0, 1) if client in first.engine.cohort(1)]
+    assert named and stage(set(), Session()).carry_out()["diverged"] == named
 
 
 def test_when_all_clients_diverge_the_learning_rate_is_named() -> None:
