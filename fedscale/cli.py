@@ -13,7 +13,7 @@ from fedscale import __version__
 from fedscale.cli_cluster import prepare, submit
 from fedscale.cli_common import AsJson, DryRun, Words, console, exits, show_report
 from fedscale.cli_doctor import doctor
-from fedscale.cli_methods import methods_table
+from fedscale.cli_methods import NARROW, methods_paragraphs, methods_table
 from fedscale.cli_plan import plan
 from fedscale.cli_shards import shards_app
 from fedscale.cli_sweep import sweep
@@ -185,7 +185,8 @@ def methods(as_json: AsJson = False) -> None:
     screen = console()
     if not screen.is_terminal:
         screen.width = WIDE
-    screen.print(methods_table(rows))
+    for shown in methods_paragraphs(rows) if screen.width < NARROW else [methods_table(rows)]:
+        screen.print(shown)
 
 
 for command in (sweep, prepare, submit, plan, doctor):  # behind the stages, in `--help`

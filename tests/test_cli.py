@@ -78,6 +78,33 @@ def test_methods_are_listed_for_people_and_for_programs() -> None:
     assert listed[0] == "fedavg" and {"scaffold", "fedprox", "fedyogi"} < {*listed}
 
 
+def test_on_a_narrow_terminal_each_method_is_a_paragraph_that_says_what_the_table_says() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from fedscale.cli_methods import methods_paragraphs
+
+    rows = [
+        {
+            "method": "mine", "citation": "Me, 2026", "client": "a pass", "upload": "", "server": "", "from": "my:Mine",
+            "options": {"mu": 0.1}, "backends": ["loop"], "shard": "1: needs features",
+        },
+        {"method": "gone", "from": "no:Such", "error": "cannot be imported"},
+    ]  # fmt: skip
+    written = StringIO()
+    for shown in methods_paragraphs(rows):
+        Console(file=written, width=60).print(shown)
+    assert [line.rstrip() for line in written.getvalue().splitlines()] == [
+        "mine  Me, 2026 (my:Mine)",
+        "    client: a pass",
+        "    options: mu 0.1",
+        "    federate.shard 1: needs features",
+        "gone  (no:Such)",
+        "    error: cannot be imported",
+    ]
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     from importlib.metadata import version
 
