@@ -123,7 +123,7 @@ def _plain(axes: Axes) -> Axes:
 def _number(axes: Axes, table: np.ndarray, norm: LogNorm) -> None:
     for row, column in np.argwhere(table):
         value = int(table[row, column])
-        colour = CARD if norm(value) > 0.45 else INK
+        colour = CARD if norm(value) > 0.4 else INK  # where both have the same contrast
         axes.text(column + 0.5, row + 0.5, f"{value}", ha="center", va="center", fontsize=SMALL - 1.5, color=colour)
 
 
