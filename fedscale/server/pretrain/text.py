@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fedscale.errors import UserError
 
 IGNORED = -100  # label of a position that has no loss
+REMEMBERED = 2**15  # dialogues whose tokens are kept: those of a small pool, at most about 100 MB
 
 Dialogue = tuple[tuple[str, str], ...]  # (question, answer), turn by turn
 
@@ -38,6 +40,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any, chat_form: ChatForm, max_tokens: int) -> None:
         self._tokenizer, self._chat_form, self._max = tokenizer, chat_form, max_tokens
+        self._remembered = lru_cache(REMEMBERED)(self._encoded)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._openings: dict[str, tuple[str, int]] = {}  # the chat form of a first question, and its tokens
 
@@ -52,7 +55,7 @@ class TextEncoder:
 
     def encode(self, dialogues: Sequence[Dialogue]) -> Tokens:
         """Questions, answers and end token of each dialogue; one that is too long loses its end, end token included."""
-        ids, labels = zip(*map(self._encoded, dialogues), strict=True)
+        ids, labels = zip(*map(self._remembered, dialogues), strict=True)
         longest = max(map(len, ids))
         return Tokens(
             torch.tensor([row + [self._pad] * (longest - len(row)) for row in ids]),

@@ -68,6 +68,22 @@ def test_of_a_conversation_every_answer_is_learnt_and_no_question():
     assert tokens.labels.tolist() == [[IGNORED] * 3 + [4, IGNORED, 2, 3, 1]]
 
 
+def test_a_text_is_tokenised_once_though_it_comes_every_epoch():
+    class Counting(LetterTokenizer):
+        calls = 0
+
+        def __call__(self, text):
+            self.calls += 1
+            return super().__call__(text)
+
+    tokenizer, dialogues = Counting(), [(("xy", "c"),), (("x", "abc"),)]
+    encoder = TextEncoder(tokenizer, chat, 16)
+    first, calls = encoder.encode(dialogues), tokenizer.calls
+    again = encoder.encode(dialogues[::-1])
+    assert tokenizer.calls == calls > 0
+    assert torch.equal(again.ids, first.ids.flip(0)) and torch.equal(again.labels, first.labels.flip(0))
+
+
 def test_a_long_answer_is_cut_and_a_long_question_refused():
     encoder = TextEncoder(LetterTokenizer(), chat, 5)
     assert encoder.encode([(("xy", "abcdef"),)]).labels.tolist() == [[IGNORED] * 3 + [2, 3]]
