@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).absolute()
@@ -70,24 +71,34 @@ def worker(words: list[str]) -> None:
 
 
 def ranks(repeats: int, lanes: int, rounds: int) -> None:
-    """Seconds a round of two ranks against one, interleaved."""
+    """Seconds a round of two ranks against one, interleaved; and of two runs of one rank at once, which share nothing.
+
+    Those say what the machine has for two processes: below twice one's speed, its cores share caches or memory.
+    """
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.npz"
         launched([sys.executable, str(HERE.parent / "peers" / "models.py"), "--workload", "resnet8", str(data)])
-        found: dict[int, list[float]] = {1: [], 2: []}
+
+        def seconds(world: int, name: str) -> float:
+            words = ["worker", str(data), str(lanes), str(rounds), f"{folder}/{name}.npy"]
+            printed = launched([*TORCHRUN, str(world), str(HERE), *words])
+            return statistics.median(json.loads(next(line for line in printed if line.startswith("[")))[1:])
+
+        one, two, apart = [], [], []
         for _ in range(repeats):
-            for world in (1, 2):
-                words = ["worker", str(data), str(lanes), str(rounds), f"{folder}/{world}.npy"]
-                printed = launched([*TORCHRUN, str(world), str(HERE), *words])
-                seconds = json.loads(next(line for line in printed if line.startswith("[")))
-                found[world].append(statistics.median(seconds[1:]))
-        difference = np.abs(np.load(f"{folder}/1.npy") - np.load(f"{folder}/2.npy")).max()
-    ratios = [one / two for one, two in zip(found[1], found[2], strict=True)]
+            one.append(seconds(1, "one"))
+            two.append(seconds(2, "two"))
+            with ThreadPoolExecutor(2) as pool:
+                apart.append(statistics.mean(pool.map(seconds, (1, 1), ("left", "right"))))
+        difference = np.abs(np.load(f"{folder}/one.npy") - np.load(f"{folder}/two.npy")).max()
+    ratios = [alone / both for alone, both in zip(one, two, strict=True)]
+    limits = [2 * alone / beside for alone, beside in zip(one, apart, strict=True)]
     print(f"B4-CPU, exact, K = {lanes}, one thread a rank, {rounds} rounds, {repeats} times in turn")
-    print(f"one rank {statistics.median(found[1]):.3f} s a round, two ranks {statistics.median(found[2]):.3f} s")
+    print(f"one rank {statistics.median(one):.3f} s a round, two ranks {statistics.median(two):.3f} s")
     print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"of two runs of one rank at once: {statistics.median(limits):.2f} ({min(limits):.2f} to {max(limits):.2f})")
     print(f"largest difference of a parameter: {difference}")
 
 
