@@ -48,7 +48,8 @@ SchedulerParameters=sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=1
 JobRequeue=1
-KillWait=10
+KillWait=2
+MinJobAge=3600
 NodeName=node[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]},{ports[2]}] CPUs=4 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP
 """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SETTLED = 2.5  # seconds
+SETTLED = 4.0  # seconds; after KillWait (2) Slurm kills what bears the number of a job that lost its node
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "COMPLETED", "REQUEUED")
 
 
@@ -48,15 +48,16 @@ class Slurm:
         return "\n".join(f"{path.name}\n{path.read_text()[-3000:]}" for path in paths)
 
     def hurry(self) -> None:
-        """Start what was requeued soon: Slurm would leave it two minutes for its old processes to go.
-
-        A node takes no job again in the second in which it ended there.
-        """
-        for line in self.run("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").splitlines():
-            number, reason = line.split(maxsplit=1)
-            if reason != "BeginTime":
-                self._requeued.pop(number, None)
-            elif time.monotonic() - self._requeued.setdefault(number, time.monotonic()) > SETTLED:
+        """Start what was requeued soon: Slurm would leave it two minutes for its old processes to go."""
+        rows = (
+            line.split(maxsplit=1)
+            for line in self.run("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").splitlines()
+        )
+        waiting = {number for number, reason in rows if reason == "BeginTime"}
+        for number in set(self._requeued) - waiting:
+            del self._requeued[number]
+        for number in waiting:
+            if time.monotonic() - self._requeued.setdefault(number, time.monotonic()) > SETTLED:
                 self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def until(self, holds: Callable[[], object], what: str, job: str = "", seconds: float = 240) -> None:

@@ -1,4 +1,4 @@
-"""The demo's stages on a Slurm cluster of two nodes: killed, preempted, robbed of a node, and the same in the end."""
+"""The demo's stages on a Slurm cluster of two nodes: killed, preempted, each robbed of a node, the same in the end."""
 
 import json
 import os
@@ -25,6 +25,7 @@ WORDS = [
     "pretrain.epochs=1", "pretrain.probe.enabled=false", "federate.rounds=5", "federate.local_epochs=1",
     "federate.aggregate.exact=true", "align.epochs=2", "align.images_per_class=8",
 ]  # fmt: skip
+UNDER_WAY = ("PENDING", "RUNNING", "COMPLETING")
 STAGES = ("prepare", "caption", "pretrain", "federate", "align", "report")
 
 
@@ -75,20 +76,42 @@ def disturbed(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     done = fedscale(folder, "submit", *WORDS, *asked)
     assert done.returncode == 0, done.stderr
     run = Disturbed(folder, {row["stage"]: row["job"] for row in json.loads(done.stdout)}, slurm)
-    for disturb in (_kill_a_captioning_task, _preempt_pretraining, _preempt_federation, _take_a_node_from_alignment):
-        disturb(run)
-    slurm.until(lambda: slurm.state(run.jobs["report"]) not in ("PENDING", "RUNNING"), "the report ends")
+    _take_a_node_from_captioning(run)
+    _kill_a_captioning_task(run)
+    _preempt_pretraining(run)
+    _take_a_node(run, "pretrain", restarts=1)
+    _preempt_federation(run)
+    _take_a_node(run, "federate", restarts=1)
+    _take_a_node(run, "align", restarts=0)
+    slurm.until(lambda: slurm.state(run.jobs["report"]) not in UNDER_WAY, "the report ends")
     yield run
+
+
+def _take_a_node_from_captioning(run: Disturbed) -> None:
+    job, begun = run.jobs["caption"], run.stage("caption")
+    run.slurm.until(lambda: any(path.stat().st_size for path in begun.glob("*.part*")), "captions are kept", job)
+    node = _task(run, "1")["NodeList"]
+    run.slurm.set_node(node, "DOWN")
+    run.slurm.until(lambda: _task(run, "1")["Restarts"] == "1", "its task waits for another start", job)
+    run.slurm.set_node(node, "RESUME")
 
 
 def _kill_a_captioning_task(run: Disturbed) -> None:
     job = run.jobs["caption"]
-    begun = run.stage("caption")
-    run.slurm.until(lambda: any(path.stat().st_size for path in begun.glob("*.part*")), "captions are kept", job)
-    found = processes(SLURM_ARRAY_JOB_ID=job, SLURM_ARRAY_TASK_ID="1")
-    assert found, "task 1 captions"
-    for number in found:
+
+    def working() -> list[int]:
+        again = _task(run, "1")["JobState"] == "RUNNING"
+        return processes(SLURM_ARRAY_JOB_ID=job, SLURM_ARRAY_TASK_ID="1") if again else []
+
+    run.slurm.until(working, "task 1 captions again", job)
+    for number in working():
         os.kill(number, signal.SIGKILL)
+
+
+def _task(run: Disturbed, number: str) -> dict[str, str]:
+    """What Slurm says of a task of captioning."""
+    (found,) = [task for task in run.slurm.tasks(run.jobs["caption"]) if task["ArrayTaskId"] == number]
+    return found
 
 
 def _preempt_pretraining(run: Disturbed) -> None:
@@ -103,11 +126,17 @@ def _preempt_federation(run: Disturbed) -> None:
     run.slurm.run("scancel", "--signal=TERM", run.jobs["federate"])  # the ranks are told, and not the job's script
 
 
-def _take_a_node_from_alignment(run: Disturbed) -> None:
-    job = run.jobs["align"]
-    run.slurm.until(lambda: len(processes(SLURM_JOB_ID=job)) >= 2, "alignment begins on two nodes", job)
+def _take_a_node(run: Disturbed, stage: str, restarts: int) -> None:
+    job = run.jobs[stage]
+
+    def working() -> bool:
+        told = run.slurm.job(job)
+        started = (told["JobState"], told["Restarts"]) == ("RUNNING", str(restarts))
+        return started and len(processes(SLURM_JOB_ID=job)) >= 2
+
+    run.slurm.until(working, f"{stage} begins on two nodes", job)
     run.slurm.set_node("node2", "DOWN")
-    run.slurm.until(lambda: run.slurm.state(job) == "PENDING", "alignment waits for its node", job)
+    run.slurm.until(lambda: run.slurm.state(job) == "PENDING", f"{stage} waits for its node", job)
     run.slurm.set_node("node2", "RESUME")
 
 
@@ -122,7 +151,7 @@ def test_every_stage_ends_well(disturbed: Disturbed) -> None:
 
 def test_the_killed_task_is_started_again_and_captions_what_is_left(disturbed: Disturbed) -> None:
     restarts = {task["ArrayTaskId"]: task["Restarts"] for task in disturbed.slurm.tasks(disturbed.jobs["caption"])}
-    assert restarts == {"0": "0", "1": "1"}
+    assert restarts["1"] == "2"  # robbed of its node, then killed
     assert "ended with 137 and is started again" in disturbed.log("caption")
     written = "".join(path.read_text() for path in disturbed.stage("caption").glob("*.jsonl"))
     rows = [json.loads(line) for line in written.splitlines()]
@@ -131,14 +160,15 @@ def test_the_killed_task_is_started_again_and_captions_what_is_left(disturbed: D
 
 @pytest.mark.parametrize("stage", ["pretrain", "federate"])
 def test_a_preempted_stage_saves_its_state_and_goes_on(disturbed: Disturbed, stage: str) -> None:
-    assert disturbed.slurm.job(disturbed.jobs[stage])["Restarts"] == "1"
+    assert disturbed.slurm.job(disturbed.jobs[stage])["Restarts"] == "2"  # and once for its node
     log = disturbed.log(stage)
     assert f"{stage}: stopped " in log and f"{stage}: resuming after " in log, log
 
 
-def test_a_job_that_loses_a_node_is_started_again(disturbed: Disturbed) -> None:
-    assert disturbed.slurm.job(disturbed.jobs["align"])["Restarts"] == "1"
-    assert ", start 2, on node[1-2]" in disturbed.log("align")
+@pytest.mark.parametrize(("stage", "starts"), [("pretrain", 3), ("federate", 3), ("align", 2)])
+def test_a_job_that_loses_a_node_is_started_again(disturbed: Disturbed, stage: str, starts: int) -> None:
+    assert disturbed.slurm.job(disturbed.jobs[stage])["Restarts"] == str(starts - 1)
+    assert f", start {starts}, on node[1-2]" in disturbed.log(stage)
 
 
 def test_the_result_is_that_of_one_undisturbed_process(
@@ -230,7 +260,7 @@ def test_a_mistake_in_the_config_ends_the_job_and_is_not_tried_again(disturbed: 
     asked = ["--stage", "federate", "--nodes", "2", "--restarts", "0", "--json"]
     done = fedscale(tmp_path, "submit", *WORDS, f"data.dir={shards}", *asked)  # without any pretraining before
     (job,) = [row["job"] for row in json.loads(done.stdout)]
-    disturbed.slurm.until(lambda: disturbed.slurm.state(job) not in ("PENDING", "RUNNING"), "the job ends")
+    disturbed.slurm.until(lambda: disturbed.slurm.state(job) not in UNDER_WAY, "the job ends")
     found = disturbed.slurm.job(job)
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "2:0", "0")
     log = "".join(path.read_text() for path in (tmp_path / "runs/demo/slurm").glob("federate-*.log"))
