@@ -22,6 +22,7 @@ from fedscale.errors import UserError
 from fedscale.lock import FILE, LITTER, owner_of
 
 INPUTS = "inputs.json"
+SPENT = "spent.json"  # seconds of the launches that ended before the stage did; gone when it is complete
 STAGES = ("caption", "pretrain", "federate", "align", "report")
 RECORDED = ("torch", "torchvision", "accelerate", "transformers", "open_clip_torch", "webdataset", "deepspeed", "numpy")
 
@@ -128,7 +129,7 @@ class StageFolder:
 
     def _check(self, under_way: bool) -> None:
         path = self.path / INPUTS
-        if not under_way and not any(entry.name not in (INPUTS, *LITTER) for entry in _entries(self.path)):
+        if not under_way and not any(entry.name not in (INPUTS, SPENT, *LITTER) for entry in _entries(self.path)):
             return  # begun, and ended by a mistake in the config before there was any result
         lines = differing(files.read_json(path), _jsonable(self.inputs), GROWING) if path.exists() else []
         if lines:
@@ -146,9 +147,22 @@ class StageFolder:
             self._check(under_way=False)
         files.write_json(self.path / INPUTS, self.inputs)
 
+    @property
+    def spent(self) -> tuple[float, int]:
+        """Seconds, and number, of the launches before this one that were stopped or failed; a kill leaves no trace."""
+        path = self.path / SPENT
+        found = files.read_json(path) if path.exists() else {}
+        return float(found.get("seconds", 0.0)), int(found.get("launches", 0))
+
+    def interrupted(self, seconds: float) -> None:
+        """Count the seconds of a launch that ends before the stage is complete."""
+        before, launches = self.spent
+        files.write_json(self.path / SPENT, {"seconds": round(before + seconds, 3), "launches": launches + 1})
+
     def close(self, **summary: Any) -> None:
         """Publish the marker `done.json`, with the stage's own summary (seconds, counts) in it."""
         files.write_json(self.path / "done.json", {"fingerprint": files.fingerprint(self.inputs), **summary})
+        (self.path / SPENT).unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any]:
         """What `close` recorded. Raises UserError when the stage is not complete."""

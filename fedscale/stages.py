@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -138,16 +139,24 @@ def _carry_out(
     use_threads(config)
     began = time.perf_counter()
     runner: Runner = import_module(MODULES[stage]).run
-    located, run = _with_teachers(config, stage, session), RunFolder.of(config)
-    summary = runner(located, run, session, **handed(located, run, stage), **options)
+    try:
+        located, run = _with_teachers(config, stage, session), RunFolder.of(config)
+        summary = runner(located, run, session, **handed(located, run, stage), **options)
+    except BaseException:
+        if stage != "caption" and this_place().rank == 0:  # captioning adds up its shards' seconds itself
+            with contextlib.suppress(UserError, OSError):  # what ended the stage may be the disk
+                folder.interrupted(time.perf_counter() - began)
+        raise
     seconds = time.perf_counter() - began
     if summary is None:
         return
     if before and before == before | _as_saved(summary):
         session.reporter.say(f"{stage}: complete, nothing to do")
         return
-    folder.close(**{**summary, "seconds": round(seconds, 3), "ranks": _ranks(stage)})
-    session.reporter.say(f"{stage}: done in {seconds:.1f} s")
+    before_it, stopped = folder.spent
+    whole = round(before_it + seconds, 3)
+    folder.close(**{**summary, "seconds": whole, "launches": stopped + 1, "ranks": _ranks(stage)})
+    session.reporter.say(f"{stage}: done in {seconds:.1f} s" + (f", {whole:.1f} s in all" if stopped else ""))
 
 
 def _ranks(stage: str) -> int:

@@ -184,6 +184,24 @@ def test_a_stopped_stage_is_not_marked_complete(config: Config, done: list[tuple
     assert not list(Path(config.out).rglob("done.json"))
 
 
+def test_the_seconds_of_a_stage_are_those_of_all_its_launches(
+    config: Config, done: list[tuple[str, str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 5.0, 100.0, 107.0, 200.0, 201.5])
+    monkeypatch.setattr(stages, "time", types.SimpleNamespace(perf_counter=clock.__next__))
+    run = stages.children(dataclasses.replace(config, variant="fedavg", seeds=(1,)))[0]
+    stopped, reporter = Session(), SilentReporter()
+    stopped.stop.set()
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            stages.run_stage(run, "federate", stopped)
+    stages.run_stage(run, "federate", Session(reporter))
+    summary = stages.stage_folder(run, "federate").summary()
+    assert (summary["seconds"], summary["launches"]) == (13.5, 3)
+    assert reporter.lines[-1].endswith("federate: done in 1.5 s, 13.5 s in all")
+    assert not list(Path(config.out).rglob("spent.json"))
+
+
 def test_a_saved_child_config_is_that_child(config: Config, done: list[tuple[str, str, int]]) -> None:
     from fedscale.config import load_config
 

@@ -94,7 +94,7 @@ def _of_run(place: Path, gpu: str, per_node: int, known: Iterable[Path]) -> dict
         if folder in known or not (folder / "done.json").exists():
             continue
         done = files.read_json(folder / "done.json")
-        if "ranks" not in done:  # of an older version
+        if "ranks" not in done or done.get("launches", 1) > 1:  # of an older version, or started several times
             continue
         ranks = int(done["ranks"])
         node = hardware(gpu, cores)
