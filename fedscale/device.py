@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -28,6 +31,17 @@ def pick_device(config: Config) -> torch.device:
     if config.device == "cuda":
         raise UserError("device=cuda: no CUDA GPU is visible to torch; use device=cpu or device=auto")
     return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What the hardware is called: the GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def local_rank() -> int:

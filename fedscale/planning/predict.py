@@ -19,6 +19,10 @@ REMEDIES = {
     "network": "fewer nodes, larger batches or more local epochs",
     "fixed overhead": "nothing: starting takes most of it",
 }
+CPU_REMEDIES = {  # in the place of those below and above, where no GPU is asked about
+    "compute": "a GPU (--gpu), more processes up to the cores, or a smaller model",
+    "memory bandwidth": "a GPU (--gpu)",
+}
 OWN_REMEDIES = {  # of a stage
     (
         "caption",
@@ -74,7 +78,7 @@ def predict(
     )
     seconds, hidden = total_seconds(stage.work, node, rates, workers)
     memory = sum(stage.memory.values())
-    limit, remedy = _limit(stage, terms)
+    limit, remedy = _limit(stage, terms, node)
     fits = memory <= node.usable
     if not fits:
         limit, remedy = MEMORY, stage.memory_remedy
@@ -98,7 +102,7 @@ def total_seconds(work: Work, node: Hardware, rates: Mapping[str, float], worker
     return everything - hidden, hidden
 
 
-def _limit(stage: StageWork, terms: tuple[Term, ...]) -> tuple[str, str]:
+def _limit(stage: StageWork, terms: tuple[Term, ...], node: Hardware) -> tuple[str, str]:
     by_limit: dict[str, float] = {}
     for term in terms:
         limit = KINDS[term.kind].limit
@@ -108,4 +112,6 @@ def _limit(stage: StageWork, terms: tuple[Term, ...]) -> tuple[str, str]:
     most = max(by_limit, key=lambda name: by_limit[name])
     if stage.idle > MOST_IDLE:
         return IDLE, stage.idle_remedy
+    if node.is_cpu and most in CPU_REMEDIES:
+        return most, CPU_REMEDIES[most]
     return most, OWN_REMEDIES.get((stage.stage, most), REMEDIES[most])

@@ -98,6 +98,13 @@ def test_a_round_of_more_clients_takes_longer_and_more_nodes_take_less(federated
     assert one > two > four > one / 4.5
 
 
+def test_a_cpu_is_advised_to_take_a_gpu_and_no_more_gpus(federated: Config) -> None:
+    made = plan(federated, Cluster(hardware("cpu", 2), 1, 1), Rates("cpu"))
+    told = {row.stage: row.prediction for row in made.rows}
+    assert told["federate"].limit == "compute" and "--gpu" in told["federate"].remedy
+    assert not any("more GPUs" in prediction.remedy for prediction in told.values())
+
+
 def test_more_nodes_than_groups_of_clients_help_nothing(federated: Config) -> None:
     one, eight = (seconds(planned(federated, nodes), "federate") for nodes in (1, 8))
     assert eight >= one, "8 clients a round: one node has a GPU for each, more nodes only have to talk"

@@ -8,7 +8,6 @@ so that the same command computes with the same bits tomorrow.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from fedscale import files
+from fedscale.device import device_name
 from fedscale.errors import UserError
 from fedscale.federated.backends.base import Backend
 from fedscale.federated.backends.loop import LoopBackend
@@ -166,14 +166,12 @@ class _Trials:
 
 def cached_choice(workshop: Workshop, choose: Callable[[], Choice]) -> Choice:
     """The choice that this machine made for such a model, shapes and device before, or a new one, which is kept."""
-    device = workshop.like.device
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     relevant = {
         "model": workshop.layout.describe(),
         "image": list(workshop.data.image_shape),
         "method": workshop.method.name,
         "round": workshop.round_lanes,
-        "device": [named, torch.get_num_threads()],
+        "device": [device_name(workshop.like.device), torch.get_num_threads()],
         "torch": torch.__version__,
         "settings": {
             name: value

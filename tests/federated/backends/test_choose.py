@@ -53,6 +53,14 @@ def test_auto_picks_what_it_measured_fastest_and_a_second_run_finds_it(tmp_path:
     assert again.backend.lanes == engine.backend.lanes
 
 
+def test_another_processor_makes_a_choice_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("one", "one", "another"):
+        monkeypatch.setattr("fedscale.federated.backends.choose.device_name", lambda device, name=name: name)
+        make_engine(settings(backend="auto"))
+    assert len(list((tmp_path / "cache" / "fedscale").glob("backend-*.json"))) == 2
+
+
 def choice_where(monkeypatch: pytest.MonkeyPatch, first: dict[int, float], final: dict[int, float]) -> Choice:
     """What `auto` makes of six clients when lanes take `first` ms by themselves and `final` in whole rounds."""
 
