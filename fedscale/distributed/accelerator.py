@@ -7,6 +7,7 @@ strategy is tested on two CPU processes that way.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,17 @@ def make_accelerator(
     if accelerator.device.type != device.type:
         raise UserError(f"device={device.type}: accelerate chose {accelerator.device}; launch it for {device.type}")
     return accelerator
+
+
+def forget_deepspeed() -> None:
+    """To be called once a training has ended: transformers would make the process's next model under ZeRO-3, in parts.
+
+    It keeps the configuration of the last DeepSpeedPlugin, which accelerate keeps alive.
+    """
+    if "transformers.integrations.deepspeed" in sys.modules:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def _tell_torch(place: Place) -> None:

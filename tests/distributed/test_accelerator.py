@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedscale.distributed.accelerator import make_accelerator
+from fedscale.distributed.accelerator import forget_deepspeed, make_accelerator
 from fedscale.errors import UserError
 
 CPU = torch.device("cpu")
@@ -32,3 +32,12 @@ def test_fsdp1_is_refused(monkeypatch):
 def test_one_process_may_make_accelerators_of_different_precision_in_turn():
     for precision in ("no", "bf16", "no"):
         assert make_accelerator(CPU, precision).mixed_precision == precision
+
+
+def test_after_training_under_zero3_transformers_makes_the_next_model_whole():
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+    kept = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    assert kept.is_zero3() and is_deepspeed_zero3_enabled()
+    forget_deepspeed()
+    assert not is_deepspeed_zero3_enabled()
