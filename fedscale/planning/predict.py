@@ -19,7 +19,7 @@ REMEDIES = {
     "network": "fewer nodes, larger batches or more local epochs",
     "fixed overhead": "nothing: starting takes most of it",
 }
-CPU_REMEDIES = {  # in the place of those below and above, where no GPU is asked about
+CPU_REMEDIES = {  # of a plan for CPUs, before all others
     "compute": "a GPU (--gpu), more processes up to the cores, or a smaller model",
     "memory bandwidth": "a GPU (--gpu)",
 }

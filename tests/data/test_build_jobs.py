@@ -164,6 +164,8 @@ def half_built(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subpr
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # As in a terminal, though the tests may be a background job, which ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     _wait_until(lambda: len(list(tmp_path.glob("*/train/0*.tar"))) >= 2)
     yield process
