@@ -67,7 +67,7 @@ def make_accelerator(
 
 
 def forget_deepspeed() -> None:
-    """To be called once a training has ended: transformers would make the process's next model under ZeRO-3, in parts.
+    """Once a model is prepared: transformers would make the process's next one in parts, as ZeRO-3 wants its own.
 
     It keeps the configuration of the last DeepSpeedPlugin, which accelerate keeps alive.
     """

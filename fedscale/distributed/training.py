@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from fedscale.distributed.accelerator import make_accelerator
+from fedscale.distributed.accelerator import forget_deepspeed, make_accelerator
 from fedscale.distributed.batch_norm import synchronise_batch_norms
 from fedscale.distributed.compile_lock import build_folder, release_dead_locks
 from fedscale.distributed.launch import this_place
@@ -70,6 +70,7 @@ class Training:
             # torch 2.15 renames it; the name that accelerate knows is the one of all versions.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        forget_deepspeed()
         self._check_in_force()
 
     @property

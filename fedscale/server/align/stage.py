@@ -17,7 +17,6 @@ from fedscale.data.manifest import Manifest
 from fedscale.data.partition import Partition
 from fedscale.data.store import ClientStore, open_store
 from fedscale.device import pick_device
-from fedscale.distributed.accelerator import forget_deepspeed
 from fedscale.distributed.mesh import Mesh, open_mesh, rows_of
 from fedscale.distributed.strategy import read_launch_file
 from fedscale.distributed.training import Training
@@ -48,7 +47,6 @@ def run(config: Config, run: RunFolder, session: Session) -> dict[str, Any] | No
             session = Session(SilentReporter(), session.stop)
         stage = _Stage(config, run, mesh, session)
         summary = stage.carry_out()
-        forget_deepspeed()
         return summary if mesh.is_main else None
 
 

@@ -16,7 +16,6 @@ from fedscale.data.build import ensure_shards
 from fedscale.data.manifest import Manifest
 from fedscale.data.open_pool import open_pool
 from fedscale.device import pick_device
-from fedscale.distributed.accelerator import forget_deepspeed
 from fedscale.distributed.mesh import Mesh, open_mesh
 from fedscale.distributed.strategy import read_launch_file
 from fedscale.distributed.waiting import by_main
@@ -50,7 +49,6 @@ def run(config: Config, run: RunFolder, session: Session, profile: bool = False)
         state = trainer.student_state()
         if mesh.is_main:
             save_tensors(state, folder / "export" / "model.safetensors")
-    forget_deepspeed()
     if not mesh.is_main:
         return None
     student = initial_model(config, len(manifest.class_names))
