@@ -39,7 +39,7 @@ setup(
         # CPU-only wheel, where an index offers one, does not import beside the registry's torchvision.
         "torch>=2.11,!=2.13.0,<3",
         "torchvision>=0.26,<1",
-        "deepspeed>=0.18,<1",
+        "deepspeed>=0.19.8,<1",  # the first that forgets its process groups when they end
         "accelerate>=1.15,<2",
         "transformers>=5.17,<6",
         "open_clip_torch>=3.3,<4",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -103,7 +104,7 @@ def close_groups(groups: list[dist.ProcessGroup], default_too: bool, failed: boo
 
     def close() -> None:
         if default_too and dist.is_initialized():
-            dist.destroy_process_group()
+            _destroy_default_group()
         elif not default_too:
             for group in groups:
                 dist.destroy_process_group(group)
@@ -113,3 +114,12 @@ def close_groups(groups: list[dist.ProcessGroup], default_too: bool, failed: boo
         within(ANSWER, close)
     else:
         close()
+
+
+def _destroy_default_group() -> None:
+    """Through DeepSpeed where it trained: else it keeps its groups of this world, and takes them in the next one."""
+    deepspeed = sys.modules.get("deepspeed.comm")
+    if deepspeed is not None and deepspeed.is_initialized():
+        deepspeed.destroy_process_group()
+    else:
+        dist.destroy_process_group()

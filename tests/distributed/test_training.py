@@ -47,13 +47,16 @@ def test_two_ranks_train_as_one_process_in_float64_with_batch_norm(tmp_path, alo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("strategy", "accumulation"),
-    [("zero1", "4"), ("zero2", "1"), ("zero2", "4"), ("zero3", "4"), ("zero3_offload", "1")],
-)
+@pytest.mark.parametrize(("strategy", "accumulation"), DEEPSPEED)
 def test_two_ranks_train_as_one_process_in_float32(tmp_path, alone, strategy, accumulation):
     words = ["--accumulation", accumulation]
     assert_same(alone(*words), trained(tmp_path, 2, strategy, *words), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_a_process_trains_one_run_after_another_each_on_a_mesh_of_its_own(tmp_path, alone, strategy):
+    assert_same(alone(), trained(tmp_path, 2, strategy, "--times", "2"), 1e-5)
 
 
 @pytest.mark.slow

@@ -55,12 +55,18 @@ def main() -> None:
     asked.add_argument("--steps", type=int, default=10)
     asked.add_argument("--save", type=int, default=0, help="the step after which to save, and end")
     asked.add_argument("--precision", default="no")
+    asked.add_argument("--times", type=int, default=1, help="how often to train, each time on a mesh of its own")
     words = asked.parse_args()
     torch.set_num_threads(1)
     dtype = getattr(torch, words.dtype)
     torch.set_default_dtype(dtype)
     if words.launch:
         read_launch_file(words.launch)
+    for _ in range(words.times):
+        train(words, dtype)
+
+
+def train(words: argparse.Namespace, dtype: torch.dtype) -> None:
     with open_mesh(torch.device("cpu"), 1, 60, print, "test") as mesh:
         torch.manual_seed(3)
         net = Net(words.norm)
