@@ -24,7 +24,7 @@ def published(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield temporary
         settle(temporary)
         os.replace(temporary, path)
@@ -33,6 +33,17 @@ def published(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # never in the way of the error that is already under way
             temporary.unlink()
+
+
+def make_folder(path: Path, fresh: bool = False) -> None:
+    """Make a folder, and those above it; `fresh`: it must not be there yet. Raises OSError as `Path.mkdir` does.
+
+    A file system that takes no folders, as /proc, says ENOENT, which elsewhere is a file that we miss: a UserError.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=not fresh)
+    except FileNotFoundError as error:
+        raise UserError(f"{Path(error.filename).parent}: no folder can be made in it; choose another place") from error
 
 
 def settle(path: Path) -> None:
@@ -138,7 +149,7 @@ def read_json(path: Path) -> Any:
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Append one row, flushed to the disk."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()

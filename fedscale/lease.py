@@ -79,7 +79,7 @@ class Leases:
         """The lease `name` if nobody has it, else None."""
         path = self._path(name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(path.parent)
             with open(path, "x", encoding="utf-8") as file:
                 file.write(_content(self._owner, 0))
         except FileExistsError:

@@ -161,7 +161,7 @@ class _Lock:
 def _taken(path: Path, me: Owner, leases: Leases, session: Session) -> _Lock | None:
     """The lock, with our name in it; None while another has it. Raises UserError where no file can be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path.parent)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise files.unwritable(path, error) from error

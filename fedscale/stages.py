@@ -199,8 +199,8 @@ def with_located_teachers(config: Config) -> Config:
 
 def _link(path: Path, target: Path) -> None:
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(target)
+        files.make_folder(path.parent)
         relative = os.path.relpath(target, path.parent)
         if path.is_symlink() and os.readlink(path) == relative:
             return

@@ -1,6 +1,8 @@
 """Files are whole or absent."""
 
 import errno
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,20 @@ def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         files.write_text(tmp_path / "runs" / "demo" / "config.yaml", "x")
+
+
+@pytest.mark.parametrize("made", [files.make_folder, partial(files.make_folder, fresh=True)])
+def test_a_file_system_that_takes_no_folders_is_one_clear_line(made: Callable[[Path], None]) -> None:
+    for path in (Path("/proc/x"), Path("/proc/x/runs/demo")):
+        with pytest.raises(UserError, match=r"^/proc: no folder can be made in it; choose another place$"):
+            made(path)
+
+
+def test_a_folder_that_is_there_is_made_again_unless_it_has_to_be_fresh(tmp_path: Path) -> None:
+    files.make_folder(tmp_path / "a" / "b")
+    files.make_folder(tmp_path / "a" / "b")
+    with pytest.raises(FileExistsError):
+        files.make_folder(tmp_path / "a" / "b", fresh=True)
 
 
 def test_a_torn_last_line_is_dropped_and_a_torn_middle_line_is_refused(tmp_path: Path) -> None:

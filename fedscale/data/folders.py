@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedscale.files import raise_unwritable
+from fedscale.files import make_folder, raise_unwritable
 
 
 @contextmanager
@@ -21,9 +21,8 @@ def published_folder(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        make_folder(temporary, fresh=True)
         yield temporary
         try:
             os.rename(temporary, path)  # replaces an empty folder, never a full one

@@ -78,7 +78,7 @@ class ClientStates:
             self._map(slab, int(self._live[1][self._live[0] == slab].max()))
         path = self._path(self._own)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             raise UserError(f"{path}: another launch is writing this run folder; stop it, and start again") from None

@@ -71,7 +71,7 @@ def _joined(first: np.ndarray, second: np.ndarray, rows: np.ndarray, scratch: Pa
     """`first` and these rows of `second` as one array, in a file without a name, which goes when nobody maps it."""
     shape = (len(first) + len(rows), *first.shape[1:])
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
+        files.make_folder(scratch)
         with tempfile.TemporaryFile(dir=scratch) as file:
             # On the disk before it is written through the map: a full one would end the process (SIGBUS).
             os.posix_fallocate(file.fileno(), 0, math.prod(shape) * first.dtype.itemsize)

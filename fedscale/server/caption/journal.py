@@ -40,7 +40,7 @@ class Journal:
     def __enter__(self) -> Journal:
         """Raises BlockingIOError while another live process of any machine that shares the file system has it."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self._path.parent)
             self._file = open(self._path, "a+", encoding="utf-8")  # closed in __exit__
             self._lock(self._file)
             self._load(self._file)

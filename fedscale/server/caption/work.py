@@ -90,7 +90,7 @@ def _agreed(path: Path, mine: list[str]) -> list[str]:
     """The list under `path`: this one if no other worker was quicker. Written whole, then linked: one wins."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path.parent)
         temporary.write_text(json.dumps(mine), encoding="utf-8")
         with suppress(FileExistsError):
             os.link(temporary, path)
