@@ -31,6 +31,7 @@ from fedscale.federated.kept import kept_size
 from fedscale.federated.methods import Method
 from fedscale.federated.plan import GroupPlan, local_steps, plan_group
 from fedscale.federated.record import DIVERGED, INTERRUPTED, OUT_OF_MEMORY, TRAINED, RoundRecord
+from fedscale.federated.schedule import Schedule
 from fedscale.federated.server import RoundSum, ServerState
 from fedscale.federated.survey import survey_sums
 from fedscale.rng import derive
@@ -40,7 +41,7 @@ from fedscale.rng import derive
 class RoundResult:
     """What a round did, the same on every rank."""
 
-    loss: float  # of the clients that count, weighted by samples
+    loss: float | None  # of the clients that count, weighted by samples; None where none had any
     clients: int  # that trained
     diverged: list[int]
     steps: int
@@ -79,11 +80,18 @@ class Engine:
         held = [client for client in drawn if len(self.clients[client])]
         return by_steps(held, [len(self.clients[client]) for client in held])
 
-    def groups(self, cohort: Sequence[int]) -> list[list[int]]:
-        """The cohort, the largest first, cut into groups that train side by side."""
-        if not self.config.federate.even_groups:
-            return groups_of(cohort, self.backend.lanes)
-        return even_groups_of(cohort, [self._steps([client]) for client in cohort], self.backend.lanes)
+    def schedule(self, number: int) -> Schedule:
+        """Round `number`'s work. Only `placed` depends on how many ranks there are, and on how fast they were."""
+        settings, lanes = self.config.federate, self.backend.lanes
+        cohort = self.cohort(number)
+        sizes = [len(self.clients[client]) for client in cohort]
+        steps = [local_steps(size, settings.batch_size, settings.local_epochs) for size in sizes]
+        groups = even_groups_of(cohort, steps, lanes) if settings.even_groups else groups_of(cohort, lanes)
+        of = dict(zip(cohort, steps, strict=True))
+        group_steps = [sum(of[client] for client in group) for group in groups]
+        placed = placement([self.costs.cost(steps) for steps in group_steps], self.mesh.clients)
+        weights = torch.tensor([self.method.weight(size) for size in sizes], dtype=torch.float64)
+        return Schedule(number, cohort, sizes, steps, weights / weights.sum(), groups, group_steps, placed)
 
     def plan(self, number: int, clients: Sequence[int]) -> GroupPlan:
         """The plan of a group of clients in a round."""
@@ -99,20 +107,16 @@ class Engine:
         ends the run; RankLost when a rank is gone.
         """
         began = time.perf_counter()
-        cohort = self.cohort(number)
-        if not cohort:
-            return RoundResult(0.0, 0, [], 0, time.perf_counter() - began, 1.0)
+        schedule = self.schedule(number)
+        if not schedule.cohort:
+            return RoundResult(None, 0, [], 0, time.perf_counter() - began, 1.0)
         asks = "round" in self.method.survey_at
         before = {name: tensor.clone() for name, tensor in self.server.shared.items() if asks}
         self.survey("round", number)
-        groups = self.groups(cohort)
-        report = RoundRecord(len(cohort), len(groups), self.mesh.clients, self.kept.shape[1])
+        report = RoundRecord(len(schedule.cohort), len(schedule.groups), self.mesh.clients, self.kept.shape[1])
         total = self.fresh_sum(report.size)
-        weights = torch.tensor([self.method.weight(len(self.clients[c])) for c in cohort], dtype=torch.float64)
-        weights /= weights.sum()
-        placed = placement([self.costs.cost(self._steps(group)) for group in groups], self.mesh.clients)
         try:
-            self._train(number, cohort, groups, placed[self.mesh.client_index], weights, total, report)
+            self._train(schedule, total, report)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise self._explained(error) from error
         except Interrupted:
@@ -126,16 +130,14 @@ class Engine:
         sections = self.server.collect(total)
         report = report.of(total.record())
         if report.ended.any():
-            if self.states:
-                self.states.discard()
-            for name, tensor in before.items():
-                self.server.shared[name].copy_(tensor)
+            self._undo(before)
             if (report.ended == OUT_OF_MEMORY).any():
                 lanes = self.backend.lanes
                 raise OutOfMemory(f"federate.lanes={lanes}: out of memory; choose fewer lanes under another name=")
             return None
         check_used(float(report.used.sum()), self.config.federate.aggregate.fraction_bits)
-        return self._finish(number, cohort, groups, placed, weights, total, sections, report, began)
+        self._update(schedule, total, sections, report)
+        return self._result(schedule, report, began)
 
     def fresh_sum(self, record: int) -> RoundSum:
         """The sum of a round, at zero, with room for a record of so many numbers."""
@@ -146,25 +148,11 @@ class Engine:
         self._sum.reset()
         return self._sum
 
-    def _steps(self, group: Sequence[int]) -> int:
-        settings = self.config.federate
-        return sum(
-            local_steps(len(self.clients[client]), settings.batch_size, settings.local_epochs) for client in group
-        )
-
-    def _train(
-        self,
-        number: int,
-        cohort: list[int],
-        groups: list[list[int]],
-        own: list[int],
-        weights: Tensor,
-        total: RoundSum,
-        report: RoundRecord,
-    ) -> None:
+    def _train(self, schedule: Schedule, total: RoundSum, report: RoundRecord) -> None:
         """Train this rank's groups into the sum."""
-        position = {client: index for index, client in enumerate(cohort)}
-        plan = self.plan(number, groups[own[0]]) if own else None
+        groups, own = schedule.groups, schedule.placed[self.mesh.client_index]
+        position = {client: index for index, client in enumerate(schedule.cohort)}
+        plan = self.plan(schedule.number, groups[own[0]]) if own else None
 
         def fetch_next() -> None:
             self.data.prefetch(plan)
@@ -175,10 +163,10 @@ class Engine:
         for turn, group in enumerate(own):
             began, present = time.perf_counter(), plan
             assert present is not None
-            plan = self.plan(number, groups[own[turn + 1]]) if turn + 1 < len(own) else None
+            plan = self.plan(schedule.number, groups[own[turn + 1]]) if turn + 1 < len(own) else None
             for trained in self.backend.train(start, present):
                 places = [position[client] for client in trained.plan.clients]
-                finite = total.add(trained, start.vector, weights[places], 1 / len(cohort))
+                finite = total.add(trained, start.vector, schedule.weights[places], schedule.equal)
                 report.losses[places] = torch.where(finite, trained.losses.cpu(), 0.0)
                 report.status[places] = torch.where(finite, TRAINED, DIVERGED).to(torch.float64)
                 if trained.kept is not None:
@@ -241,48 +229,47 @@ class Engine:
                 if finite[lane]:
                     self.states.write(client, role, trained.state.roles[role].lane(lane, row))
 
-    def _finish(
-        self,
-        number: int,
-        cohort: list[int],
-        groups: list[list[int]],
-        placed: list[list[int]],
-        weights: Tensor,
-        total: RoundSum,
-        sections: list[Tensor],
-        report: RoundRecord,
-        began: float,
-    ) -> RoundResult:
-        settings = self.config.federate
-        counts = report.status == TRAINED
+    def _undo(self, shared: dict[str, Tensor]) -> None:
+        """Leave all as the round found it; `shared` is what the method's own tensors were."""
+        if self.states:
+            self.states.discard()
+        for name, tensor in shared.items():
+            self.server.shared[name].copy_(tensor)
+
+    def _update(self, schedule: Schedule, total: RoundSum, sections: list[Tensor], report: RoundRecord) -> None:
+        """The server's part, with the means of the clients that did not diverge."""
+        number, cohort, counts = schedule.number, schedule.cohort, report.status == TRAINED
         if not counts.any():
             if self.states:
                 self.states.discard()
-            raise Diverged(f"federate: every client of round {number} diverged; lower federate.lr={settings.lr}")
-        share, equal = float(weights[counts].sum()), float(counts.sum()) / len(cohort)
-        counted = [client for client, kept in zip(cohort, counts.tolist(), strict=True) if kept]
+            lr = self.config.federate.lr
+            raise Diverged(f"federate: every client of round {number} diverged; lower federate.lr={lr}")
+        places = counts.nonzero()[:, 0].tolist()
+        counted, equal = [cohort[place] for place in places], len(places) / len(cohort)
         facts = {
             "participation": len(counted) / len(self.clients),
             "round": number,
-            "sizes": [len(self.clients[client]) for client in counted],
-            "steps": [self._steps([client]) for client in counted],
+            "sizes": [schedule.sizes[place] for place in places],
+            "steps": [schedule.steps[place] for place in places],
         }
-        self.server.step(total, sections, share, equal, facts)
+        self.server.step(total, sections, float(schedule.weights[counts].sum()), equal, facts)
         if self.method.works:
             told = total.reports(equal)
             self.central.work(self.method.server_work, number, told, len(counted), self.method.refines)
         self.kept[counted] = report.kept[counts]
         if self.states:
             self.states.commit([e for written in self.mesh.gather_in_column(self.states.pending()) for e in written])
-        steps = [self._steps(group) for group in groups]
-        self.costs.observe(steps, report.seconds.tolist())
-        busy = [sum(float(report.seconds[group]) for group in own) for own in placed]
-        sizes = torch.tensor([float(len(self.clients[client])) for client in cohort], dtype=torch.float64)
+        self.costs.observe(schedule.group_steps, report.seconds.tolist())
+
+    def _result(self, schedule: Schedule, report: RoundRecord, began: float) -> RoundResult:
+        counts, busy = report.status == TRAINED, schedule.busy(report.seconds)
+        sizes = torch.tensor(schedule.sizes, dtype=torch.float64)
+        diverged = (report.status == DIVERGED).nonzero()[:, 0].tolist()
         return RoundResult(
             loss=float((report.losses * sizes)[counts].sum() / sizes[counts].sum()),
-            clients=len(cohort),
-            diverged=[client for client, status in zip(cohort, report.status, strict=True) if status == DIVERGED],
-            steps=sum(steps),
+            clients=len(schedule.cohort),
+            diverged=[schedule.cohort[place] for place in diverged],
+            steps=sum(schedule.steps),
             seconds=time.perf_counter() - began,
             imbalance=max(busy) * len(busy) / max(sum(busy), 1e-9),
         )

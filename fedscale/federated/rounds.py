@@ -219,7 +219,7 @@ class _Stage:
     def _row(self, number: int, result: RoundResult, evaluation: Evaluation | None) -> dict[str, Any]:
         return {
             "round": number,
-            "loss": result.loss,
+            **({} if result.loss is None else {"loss": result.loss}),
             "diverged": len(result.diverged),
             **({"diverged_clients": result.diverged} if result.diverged else {}),
             **(evaluation.scores() if evaluation else {}),

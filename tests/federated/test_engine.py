@@ -57,6 +57,15 @@ def test_a_round_is_the_mean_of_its_clients_by_samples() -> None:
     torch.testing.assert_close(engine.server.vector, expected, rtol=0, atol=1e-12)
 
 
+def test_a_round_of_clients_without_any_image_changes_nothing_and_has_no_loss() -> None:
+    engine = make_engine(settings())
+    engine.clients = [np.empty(0, dtype=np.int64)] * len(SIZES)
+    before = engine.server.vector.clone()
+    result = engine.round(1)
+    assert result is not None and (result.loss, result.clients) == (None, 0)
+    assert torch.equal(engine.server.vector, before)
+
+
 def test_a_diverged_client_is_named_and_left_out_of_the_mean() -> None:
     engine = make_engine(settings(backend="batched", lanes=4))
     cohort = engine.cohort(1)
@@ -118,9 +127,9 @@ def test_batched_groups_give_what_the_loop_gives(method: str, tmp_path: Path) ->
 def test_even_groups_give_what_the_loop_gives_in_groups_of_the_largest_clients_steps(tmp_path: Path) -> None:
     loop = trained(make_engine(settings(), folder=tmp_path / "loop"))
     engine = make_engine(settings(backend="batched", lanes=6, even_groups=True), folder=tmp_path / "even")
-    cohort = engine.cohort(1)
-    steps = [engine.plan(1, group).total_steps for group in engine.groups(cohort)]
-    assert len(steps) > 1 and max(steps) == steps[0] == engine.plan(1, cohort[:1]).total_steps
+    schedule = engine.schedule(1)
+    assert schedule.group_steps == [engine.plan(1, group).total_steps for group in schedule.groups]
+    assert len(schedule.groups) > 1 and max(schedule.group_steps) == schedule.steps[0]
     assert (trained(engine) - loop).abs().max() < 1e-9
 
 
