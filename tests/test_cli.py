@@ -1,6 +1,7 @@
 """The command line: exit codes, one-line errors, and nothing heavy imported before it is needed."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,34 @@ def test_the_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, words: li
     assert error.startswith("error: ") and line in error
     described = ("config.yaml", "environment.json")  # what a run folder starts with, whole
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.name not in described] == []
+
+
+INTERRUPTED = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+IN_CPP = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    os.abort()
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "code", "words"),
+    [
+        ("typer", INTERRUPTED, ["--help"]),
+        ("omegaconf", INTERRUPTED, ["run"]),
+        ("torch", IN_CPP, ["plan", "configs/demo.yaml"]),
+    ],
+)
+def test_an_interrupt_while_a_library_is_imported_is_quiet(
+    tmp_path: Path, library: str, code: str, words: list[str]
+) -> None:
+    (tmp_path / f"{library}.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}"}
+    command = [sys.executable, "-m", "fedscale", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert (ended.returncode, ended.stdout.strip(), ended.stderr.strip()) == (130, "", "")
 
 
 def test_methods_are_listed_for_people_and_for_programs() -> None:
