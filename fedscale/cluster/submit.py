@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -64,12 +65,22 @@ def submit(submission: Submission) -> list[dict[str, Any]]:
         raise UserError("submit: no sbatch on this machine; use --print, and hand the scripts in where there is one")
     done = subprocess.run(["bash", str(submission.chain)], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"submit: sbatch refused ({' '.join(done.stderr.split())}); no job was left behind")
+        raise UserError(f"submit: {refusal(done.stderr, 'no job was left behind')}")
     rows = [line.split() for line in done.stdout.splitlines()]
     jobs = [{"stage": stage, "job": job, "script": str(submission.script(stage))} for stage, job in rows]
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "jobs": jobs}
     files.append_jsonl(submission.folder / "submitted.jsonl", line)
     return jobs
+
+
+def refusal(said: str, remedy: str) -> str:
+    """Why sbatch took no job, of all that it said; `remedy` is that of a job which the controller refuses."""
+    if fatal := re.search(r"fatal: (.*configuration.*)", said):  # the last of its lines, behind those of DNS
+        return (
+            f"sbatch knows no cluster ({fatal[1]}); set SLURM_CONF to the cluster's slurm.conf, or hand the scripts in "
+            "where Slurm is configured"
+        )
+    return f"sbatch refused ({' '.join(said.split())}); {remedy}"
 
 
 def _stages(config: Config, wanted: str) -> list[str]:

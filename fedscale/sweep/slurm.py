@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedscale import __version__, files
 from fedscale.cluster.render import directive, render
-from fedscale.cluster.submit import commit
+from fedscale.cluster.submit import commit, refusal
 from fedscale.errors import UserError
 from fedscale.sweep.plan import Sweep, SweepRun
 
@@ -67,6 +67,6 @@ def submit(path: Path, waves: Sequence[Sequence[int]], at_once: int = 0) -> list
         except FileNotFoundError:
             raise UserError("--submit: no sbatch on this machine; --print-slurm prints the script for one") from None
         except subprocess.CalledProcessError as error:
-            raise UserError(f"--submit: sbatch refused ({error.stderr.strip()}); see slurm.options") from None
+            raise UserError(f"--submit: {refusal(error.stderr, 'see slurm.options')}") from None
         jobs.append(done.stdout.strip().partition(";")[0])
     return jobs

@@ -136,6 +136,24 @@ def test_the_jobs_wait_for_one_another_and_none_is_left_when_one_is_refused(here
     assert (tmp_path / "cancelled").read_text() == "1 2\n"
 
 
+UNCONFIGURED = """
+sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+sbatch: error: fetch_config: DNS SRV lookup failed
+sbatch: error: _establish_config_source: failed to fetch config
+sbatch: fatal: Could not establish a configuration source
+"""
+
+
+def test_where_slurm_is_not_configured_the_line_that_says_so_comes_with_the_remedy(tmp_path: Path) -> None:
+    executable(tmp_path / "bin" / "sbatch", f"cat >&2 <<'END'{UNCONFIGURED}END\nexit 1")
+    with pytest.raises(UserError) as raised:
+        submit(write_scripts(load_config(WORDS), Request(stage="report")))
+    assert str(raised.value) == (
+        "submit: sbatch knows no cluster (Could not establish a configuration source); set SLURM_CONF to the cluster's "
+        "slurm.conf, or hand the scripts in where Slurm is configured"
+    )
+
+
 def test_without_slurm_submitting_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     submission = write_scripts(load_config(WORDS), Request(stage="report"))
     assert submission.stages == ["report"]
