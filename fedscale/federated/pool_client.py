@@ -55,7 +55,8 @@ def with_pool_client(
         labels=np.concatenate([train.labels, labels[rows]]),
         keys=[*train.keys, *(f"pool/{images.keys[row]}" for row in rows)],
         keywords=[*train.keywords, *(images.keywords[row] for row in rows)],
-        split=f"{train.split}+pool",
+        # Names these very images: CLIP's view of them, which the experiment keeps, is found by it.
+        split=f"{train.split}+pool-{files.fingerprint([pool.fingerprint, rows.tolist()])}",
     )
     told = f"client {len(partition.clients)} is the open pool: {len(rows)} images, labelled by their keywords"
     one_more = np.arange(own, own + len(rows), dtype=np.int64)

@@ -1,5 +1,7 @@
 """Control rows of federation: the pool as one more client, and no rounds at all."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,14 @@ from safetensors.torch import load_file
 
 from fedscale import files
 from fedscale.config import Config, overlaid
+from fedscale.data.manifest import Manifest
 from fedscale.data.partition import Partition
 from fedscale.data.store import open_store
 from fedscale.distributed.mesh import Mesh
 from fedscale.errors import UserError
 from fedscale.federated import rounds
 from fedscale.federated.inputs import open_inputs
+from fedscale.federated.pool_client import open_pool_images, with_pool_client
 from fedscale.models import initial_model
 from fedscale.progress import SilentReporter
 from fedscale.runs import RunFolder
@@ -47,6 +51,23 @@ def config(tmp_path: Path) -> Config:
 
 def pooled(config: Config, **caption: int) -> Config:
     return overlaid(config, {"data": {"partition": {"pool_client": True}}, "caption": caption})
+
+
+def test_images_of_another_pool_or_others_of_this_one_are_another_store(config: Config, tmp_path: Path) -> None:
+    """By its split: CLIP's view of the images, which an experiment keeps, is that of these images."""
+    _, images = open_pool_images(config, SilentReporter())
+    inputs = open_inputs(config, tmp_path, Mesh(), Session())
+
+    def split(pool: Manifest, keywords: Sequence[str]) -> str:
+        chosen = dataclasses.replace(images, keywords=keywords)
+        store, _ = with_pool_client(pooled(config), inputs.train, inputs.partition, pool, chosen, tmp_path)
+        return store.split
+
+    pool, words = inputs.manifest, list(images.keywords)
+    here = split(pool, words)
+    assert split(pool, words) == here and here.startswith("train+pool-")
+    assert split(dataclasses.replace(pool, fingerprint="f" * 16), words) != here
+    assert split(pool, words[1:] + words[:1]) != here, "the rows with a class for a keyword are others"
 
 
 def test_the_pools_labelled_images_are_the_last_client(config: Config, tmp_path: Path) -> None:
