@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.docs.commands import ROOT, documented
 from tests.docs.plans import PLANS
+from tests.docs.tied import tied
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(0)]
 
@@ -51,8 +51,7 @@ class Rooms:
         else:
             _furnish(room, PLANS[row[-1]].copied)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
-        done = subprocess.run(words, cwd=room, env={**os.environ, "PATH": path})
-        assert done.returncode == 0, shlex.join(words)
+        assert tied(words, room, {**os.environ, "PATH": path}) == 0, shlex.join(words)
         self._made[row] = room
         return room
 
