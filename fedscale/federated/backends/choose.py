@@ -8,7 +8,7 @@ so that the same command computes with the same bits tomorrow.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from fedscale.federated.backends.memory import is_out_of_memory
 from fedscale.federated.backends.trials import Rehearsal
 from fedscale.federated.backends.workshop import Workshop
 
-LANES = (2, 4, 8, 16, 32, 64, 128)
+MOST_LANES = 128  # beside all of a round's
 TIMED_STEPS = 4
 LONG_TRIAL = 1.0  # seconds after which a candidate is not timed again
 FINALISTS, CLOSE = 3, 1.3  # so many candidates, and no more than so many times the fastest, are timed again
@@ -45,8 +45,8 @@ class Choice:
 def choose(workshop: Workshop, rehearsal: Rehearsal, total_steps: float) -> Choice:
     """Time `loop` and `batched` (or `graph`) with a rehearsed round's clients and take the fastest.
 
-    `total_steps` are the clients' steps that the run has before it, on this rank. The trials take 20 s at most (2 s for
-    each of up to 8 candidates, then FINAL_SECONDS), unless a step of all lanes takes seconds; compiling comes on top.
+    `total_steps` are the clients' steps that the run has before it, on this rank. The trials take 24 s at most (2 s for
+    each of up to 10 candidates, then FINAL_SECONDS), unless a step of all lanes takes seconds; compiling comes on top.
     """
     asked, on_gpu = workshop.settings.backend, workshop.on_gpu
     trials = _Trials(replace(workshop, say=lambda line: None), rehearsal)
@@ -54,12 +54,11 @@ def choose(workshop: Workshop, rehearsal: Rehearsal, total_steps: float) -> Choi
         trials.time("loop", 1)
     if asked != "loop":
         on_graphs = asked == "graph" or (asked == "auto" and on_gpu and workshop.data.resident)
-        slower = 0
-        for lanes in [workshop.settings.lanes] if workshop.settings.lanes else _candidates(workshop):
-            rate = trials.time("graph" if on_graphs else "batched", lanes)
-            slower = slower + 1 if rate > 1.05 * min(trials.seconds.values()) else 0
-            if slower == 2 and lanes > 4:  # more lanes have stopped to pay
-                break
+        name = "graph" if on_graphs else "batched"
+        if workshop.settings.lanes:
+            trials.time(name, workshop.settings.lanes)
+        else:
+            _time_lanes(trials, name)
     trials.finals()
     best = _fastest(trials.seconds)
     if asked == "auto" and not on_gpu and trials.seconds[best] * total_steps > WORTH_COMPILING:
@@ -69,10 +68,31 @@ def choose(workshop: Workshop, rehearsal: Rehearsal, total_steps: float) -> Choi
     return Choice(*_parts(best), {name: round(value, 9) for name, value in trials.seconds.items()})
 
 
-def _candidates(workshop: Workshop) -> Iterator[int]:
-    for lanes in sorted({k for k in LANES if k < workshop.round_lanes} | {workshop.round_lanes}):
-        if lanes > 1 and workshop.fits(lanes):
-            yield lanes
+def _time_lanes(trials: _Trials, backend: str) -> None:
+    """From few lanes to many, about twice as many each time, until more do not pay; then some beside the best.
+
+    For g groups a round of n clients takes ⌈n / g⌉ lanes: more of them make no fewer groups, and fill the caches.
+    """
+    most, slower = trials.workshop.round_lanes, 0
+    tried = {_parts(name)[1] for name in trials.seconds}
+
+    def rate(groups: int) -> float:
+        lanes = -(-most // groups)
+        if lanes in tried or MOST_LANES < lanes < most or not trials.workshop.fits(lanes):
+            return 0.0
+        tried.add(lanes)
+        return trials.time(backend, lanes)
+
+    for power in reversed(range(most.bit_length())):
+        slower = slower + 1 if rate(2**power) > 1.05 * min(trials.seconds.values(), default=0.0) else 0
+        if slower == 2 and most >> power > 4:
+            break
+    if not trials.seconds:
+        trials.time(backend, 1)  # which raises, and says what memory it takes
+    best = _parts(min(trials.seconds, key=lambda name: trials.seconds[name]))[1]
+    groups = -(-most // best)
+    rate(3 * groups // 2)
+    rate(max(1, 3 * groups // 4))
 
 
 def _parts(name: str) -> tuple[str, int]:

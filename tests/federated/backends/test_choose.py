@@ -1,8 +1,11 @@
 """Backends are chosen by trial, kept, fit into the memory, and give way where they cannot run."""
 
 import json
+import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -12,7 +15,7 @@ from fedscale.config import overlaid
 from fedscale.config.schema import Config
 from fedscale.errors import UserError
 from fedscale.federated.backends import OutOfMemory, RoundStart
-from fedscale.federated.backends.choose import ALIKE, Choice
+from fedscale.federated.backends.choose import ALIKE, Choice, _time_lanes
 from fedscale.federated.backends.trainer import LaneTrainer
 from fedscale.federated.backends.trials import Rehearsal
 from fedscale.federated.checkpoint import newest_round
@@ -77,10 +80,50 @@ def choice_where(monkeypatch: pytest.MonkeyPatch, first: dict[int, float], final
 
 
 def test_the_finals_overrule_the_first_trials_and_within_the_noise_more_lanes_win(monkeypatch) -> None:
-    first = {1: 1.0, 2: 0.50, 4: 0.55, 6: 0.60}
-    assert choice_where(monkeypatch, first, {2: 0.60, 4: 0.50, 6: 0.56}).lanes == 4
-    assert choice_where(monkeypatch, first, {2: 0.60, 4: 0.50, 6: 0.51}).lanes == 6
-    assert choice_where(monkeypatch, {**first, 4: 0.7}, {2: 0.60, 6: 0.65}).lanes == 2
+    first = {1: 1.0, 2: 0.50, 3: 0.55, 6: 0.60}
+    assert choice_where(monkeypatch, first, {2: 0.60, 3: 0.50, 6: 0.56}).lanes == 3
+    assert choice_where(monkeypatch, first, {2: 0.60, 3: 0.50, 6: 0.51}).lanes == 6
+    assert choice_where(monkeypatch, {**first, 3: 0.7}, {2: 0.60, 6: 0.65}).lanes == 2
+
+
+class Stopwatch:
+    """Trials whose seconds are given: what `_time_lanes` asks of them."""
+
+    def __init__(self, most: int, seconds: Callable[[int], float], fitting: int = 10**6) -> None:
+        self.workshop = SimpleNamespace(round_lanes=most, fits=lambda lanes: lanes <= fitting)
+        self.seconds: dict[str, float] = {"loop:1": 1.0}
+        self._seconds = seconds
+
+    def time(self, backend: str, lanes: int) -> float:
+        assert f"{backend}:{lanes}" not in self.seconds, "timed twice"
+        self.seconds[f"{backend}:{lanes}"] = self._seconds(lanes)
+        return self._seconds(lanes)
+
+    @property
+    def lanes(self) -> list[int]:
+        return [int(name.split(":")[1]) for name in self.seconds][1:]
+
+
+@pytest.mark.parametrize(
+    ("most", "best", "tried"),
+    [
+        (50, 20, [2, 4, 7, 13, 25, 50, 17]),  # in 25, 13, 8, 4, 2 groups and one; then 3, beside the best
+        (8, 8, [2, 4, 8]),
+        (7, 4, [2, 4, 7, 3]),
+        (1000, 100, [2, 4, 8, 16, 32, 63, 125, 1000, 84]),
+        (1000, 8, [2, 4, 8, 16, 32, 6, 11]),  # 16 and 32 are slower: no more are tried
+    ],
+)
+def test_lanes_are_tried_as_few_as_make_so_many_groups(most: int, best: int, tried: list[int]) -> None:
+    trials = Stopwatch(most, lambda lanes: 0.1 + abs(math.log(lanes / best)))
+    _time_lanes(trials, "batched")
+    assert trials.lanes == tried
+
+
+def test_lanes_that_do_not_fit_are_not_tried() -> None:
+    trials = Stopwatch(50, lambda lanes: 1 / lanes, fitting=20)
+    _time_lanes(trials, "batched")
+    assert trials.lanes == [2, 4, 7, 13, 9, 17]
 
 
 def test_a_trial_cut_short_charges_filling_and_summing_in_a_rounds_proportion(monkeypatch) -> None:
@@ -166,6 +209,8 @@ def test_out_of_memory_in_exact_mode_saves_the_rounds_before_it(memory_for, tmp_
 def test_lanes_that_do_not_fit_say_how_many_would() -> None:
     with pytest.raises(UserError, match=r"lanes=6: needs .* GiB, expected at most .*at most federate\.lanes=\d+"):
         make_engine(settings(backend="batched", lanes=6, memory=1e-8))
+    with pytest.raises(UserError, match=r"lanes=1: needs .* GiB, expected at most"):
+        make_engine(settings(backend="batched", memory=1e-12))
 
 
 def test_a_model_that_only_the_loop_can_run_is_run_and_said() -> None:
