@@ -18,6 +18,7 @@ from fedscale.distributed.watch import RankLost
 from fedscale.errors import UserError
 
 START = 300.0  # seconds: ranks load libraries and data sets at different speeds, which says nothing of a round
+NAMED = 5.0  # seconds that a host's name has to become known, as that of a node which has just come up
 POLL = 0.1  # seconds between two looks at the store
 CALL = "call"  # where the store has the newest call of a rank 0
 
@@ -41,7 +42,7 @@ def meet(place: Place, device: torch.device, timeout: float, stage: str = "feder
     """Come together with the other ranks, through the default group's store if there is one.
 
     It takes at most `timeout` seconds, or START where that is more. Raises RankLost naming a rank that does not come,
-    UserError when the port is taken.
+    UserError when the port is taken, or the name of rank 0's host unknown.
     """
     timeout = max(timeout, START)
     end = time.monotonic() + timeout
@@ -66,6 +67,7 @@ def meet(place: Place, device: torch.device, timeout: float, stage: str = "feder
 
 
 def _connect(place: Place, timeout: float) -> dist.Store:
+    _look_up(place)
     # multi_tenant: a second mesh in this process shares the server, should the first one's still be there.
     return dist.TCPStore(
         place.address or "",
@@ -76,6 +78,22 @@ def _connect(place: Place, timeout: float) -> dist.Store:
         wait_for_workers=False,
         multi_tenant=True,
     )
+
+
+def _look_up(place: Place) -> None:
+    """Raises UserError where the address is a name that stays unknown; torch would ask for it to the end."""
+    end = time.monotonic() + NAMED
+    while True:
+        try:
+            socket.getaddrinfo(place.address, place.port)
+            return
+        except socket.gaierror as error:
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"launcher: {place.address}, the host of rank 0, is unknown on {socket.gethostname()} "
+                    f"({error.strerror}); expected a name or address that all ranks reach: set MASTER_ADDR to one"
+                ) from error
+        time.sleep(POLL)
 
 
 def _holds_store(place: Place) -> bool:

@@ -1,5 +1,6 @@
 """Ranks find one another on a store that outlives them, as the one in torchrun's agent outlives ranks started again."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from fedscale.distributed import meet as meeting
 from fedscale.distributed.launch import Place
 from fedscale.distributed.meet import Meeting, meet
 from fedscale.distributed.watch import RankLost
+from fedscale.errors import UserError
 
 CPU = torch.device("cpu")
 WORLD = 3
@@ -75,3 +77,27 @@ def test_the_missing_rank_is_named_by_the_others_though_its_forerunner_was_there
             for one in [pool.submit(meet, place, CPU, 1.0) for place in places]:
                 with pytest.raises(RankLost, match=f"rank {missing} did not come to the start within 1 s"):
                     one.result(timeout=60)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_that_nobody_knows_is_one_line_at_once(rank, monkeypatch):
+    monkeypatch.setattr(meeting, "START", 5.0)
+    monkeypatch.setattr(meeting, "NAMED", 0.3)
+    named = r"^launcher: node\.invalid, the host of rank 0, is unknown on .*; expected .*: set MASTER_ADDR to one$"
+    with pytest.raises(UserError, match=named):
+        meet(Place(rank, 2, rank, 2, "node.invalid", 15_000), CPU, 5.0)
+
+
+def test_a_host_whose_name_is_known_a_moment_later_is_found(agent, monkeypatch):
+    asked = []
+
+    def known_later(*words):
+        asked.append(words)
+        if len(asked) < 3:
+            raise socket.gaierror(socket.EAI_AGAIN, "not yet")
+
+    monkeypatch.setattr(meeting.socket, "getaddrinfo", known_later)
+    with ThreadPoolExecutor(WORLD) as pool:
+        ranks = [started(pool, agent, rank) for rank in range(WORLD)]
+        assert {len(rank.result(timeout=60).hosts) for rank in ranks} == {WORLD}
+    assert set(asked) == {("127.0.0.1", agent.port)} and len(asked) >= 3
