@@ -34,7 +34,7 @@ PROTOCOL = {
 }  # fmt: skip
 
 
-def engine_of(case: dict[str, Any], model: ModelConfig, device: torch.device, **federate: Any) -> tuple[Engine, Config]:
+def engine_of(case: dict[str, Any], model: ModelConfig, device: torch.device, **federate: Any) -> Engine:
     """The engine of a case on random images."""
     clients, images = case["clients"], case["images"]
     generator = np.random.default_rng(0)
@@ -45,20 +45,19 @@ def engine_of(case: dict[str, Any], model: ModelConfig, device: torch.device, **
     data = RoundData(pixels, labels, device, (0.5,) * 3, (0.25,) * 3, config.federate.augment)
     held = [np.arange(client * images, (client + 1) * images) for client in range(clients)]
     torch.manual_seed(0)
-    return build_engine(config, build_model(model, 10), data, held, Mesh(device=device), say=print), config
+    return build_engine(config, build_model(model, 10), data, held, Mesh(device=device), say=print)
 
 
-def seconds_of(engine: Engine, config: Config, device: torch.device, rounds: int) -> float:
+def seconds_of(engine: Engine, device: torch.device, rounds: int) -> float:
     """Seconds of `rounds` rounds, after two that warm up."""
-    with pinned_arithmetic(config, device):
-        for number in (1, 2):
-            engine.round(number)
-        synchronise(device)
-        began = time.perf_counter()
-        for number in range(3, 3 + rounds):
-            engine.round(number)
-        synchronise(device)
-        return time.perf_counter() - began
+    for number in (1, 2):
+        engine.round(number)
+    synchronise(device)
+    began = time.perf_counter()
+    for number in range(3, 3 + rounds):
+        engine.round(number)
+    synchronise(device)
+    return time.perf_counter() - began
 
 
 def synchronise(device: torch.device) -> None:
@@ -98,32 +97,50 @@ def main() -> None:
     case, model = (PFL, ModelConfig("simple_cnn")) if options.what == "pfl" else (PROTOCOL, resnet)
     if options.tiny:
         case = case | {"clients": 8, "images": 40, "clients_per_round": 4, "local_epochs": 1}
-    found: dict[str, Any] = {"card": card, "precision": options.precision, "what": options.what}
-    if options.what == "backends":
-        for backend, lanes in [("loop", 1)] + [(b, k) for b in ("batched", "graph") for k in (1, 4, 8, 16, 32)]:
-            if options.tiny and (backend == "graph" or lanes > 4):
-                continue
-            cohort = case | {"clients": max(case["clients"], lanes), "clients_per_round": max(8, lanes)}
-            if options.tiny:
-                cohort |= {"clients": 8}
-            words = {"backend": backend, "lanes": lanes, "precision": options.precision}
-            engine, config = engine_of(cohort, model, device, **words)
-            rounds = options.rounds or 2
-            seconds = seconds_of(engine, config, device, rounds)
-            steps = cohort["clients_per_round"] * cohort["local_epochs"] * -(-cohort["images"] // cohort["batch_size"])
-            found[f"{backend}, K = {lanes}: client steps/s"] = round(rounds * steps / seconds, 1)
-    else:
-        rounds = options.rounds or (2 if options.tiny else {"pfl": 1500, "protocol": 200}[options.what])
-        engine, config = engine_of(case, model, device, precision=options.precision)
-        found |= {"rounds": rounds, "backend": engine.backend.name, "lanes": engine.backend.lanes}
-        found["seconds"] = round(seconds_of(engine, config, device, rounds), 2)
-        loop, config = engine_of(case, model, device, precision=options.precision, backend="loop")
-        ten = 1 if options.tiny else 10
-        found[f"loop backend: seconds of {ten} rounds"] = round(seconds_of(loop, config, device, ten), 2)
-        steps = case["clients_per_round"] * case["local_epochs"] * -(-case["images"] // case["batch_size"])
-        plain = plain_loop(case, model, device, 20 if options.tiny else 300)
-        found[f"plain loop: seconds of {ten} rounds"] = round(ten * steps * plain, 2)
-    print(json.dumps(found, indent=1))
+    with pinned_arithmetic(overlaid(Config(), {"federate": {"precision": options.precision}}), device):
+        measure = backends if options.what == "backends" else benchmark
+        found = measure(options, case, model, device)
+    print(json.dumps({"card": card, "precision": options.precision, "what": options.what, **found}, indent=1))
+
+
+def backends(
+    options: argparse.Namespace, case: dict[str, Any], model: ModelConfig, device: torch.device
+) -> dict[str, Any]:
+    """Client steps a second of each backend and number of lanes."""
+    found = {}
+    for backend, lanes in [("loop", 1)] + [(b, k) for b in ("batched", "graph") for k in (1, 4, 8, 16, 32)]:
+        if options.tiny and (backend == "graph" or lanes > 4):
+            continue
+        cohort = case | {"clients": max(case["clients"], lanes), "clients_per_round": max(8, lanes)}
+        if options.tiny:
+            cohort |= {"clients": 8}
+        engine = engine_of(cohort, model, device, backend=backend, lanes=lanes, precision=options.precision)
+        rounds = options.rounds or 2
+        seconds = seconds_of(engine, device, rounds)
+        found[f"{backend}, K = {lanes}: client steps/s"] = round(rounds * steps_of(cohort) / seconds, 1)
+    return found
+
+
+def benchmark(
+    options: argparse.Namespace, case: dict[str, Any], model: ModelConfig, device: torch.device
+) -> dict[str, Any]:
+    """Seconds of the benchmark, and of a few of its rounds in the loop backend and in a plain loop."""
+    rounds = options.rounds or (2 if options.tiny else {"pfl": 1500, "protocol": 200}[options.what])
+    ten = 1 if options.tiny else 10
+    engine = engine_of(case, model, device, precision=options.precision)
+    found = {"rounds": rounds, "backend": engine.backend.name, "lanes": engine.backend.lanes}
+    found["seconds"] = round(seconds_of(engine, device, rounds), 2)
+    loop = engine_of(case, model, device, precision=options.precision, backend="loop")
+    found[f"loop backend: seconds of {ten} rounds"] = round(seconds_of(loop, device, ten), 2)
+    plain = plain_loop(case, model, device, 20 if options.tiny else 300)
+    found[f"plain loop: seconds of {ten} rounds"] = round(ten * steps_of(case) * plain, 2)
+    return found
+
+
+def steps_of(case: dict[str, Any]) -> int:
+    """The clients' steps of a round."""
+    steps: int = case["clients_per_round"] * case["local_epochs"] * -(-case["images"] // case["batch_size"])
+    return steps
 
 
 if __name__ == "__main__":

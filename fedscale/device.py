@@ -26,6 +26,8 @@ def pick_device(config: Config) -> torch.device:
     if config.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
+        # What torch's deterministic mode asks for; cuBLAS reads it once, at the process's first product in any stage.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         visible = torch.cuda.device_count()  # 1 where the launcher gives each worker only its own to see
         return torch.device("cuda", local_rank() % visible) if visible > 1 else torch.device("cuda")
     if config.device == "cuda":

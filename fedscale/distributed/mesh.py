@@ -177,9 +177,9 @@ class Mesh:
             yield self._links
 
     def _carried(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor where its collective takes place: gloo's on the CPU."""
+        """The tensor where its collective takes place: NCCL's on the device, gloo's on the CPU."""
         assert self._links is not None and tensor.is_contiguous()
-        return tensor if self._links.nccl else tensor.cpu()
+        return tensor.to(self.device) if self._links.nccl else tensor.cpu()
 
 
 def rows_of(total: int, index: int, parts: int) -> slice:

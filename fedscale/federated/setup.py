@@ -16,7 +16,7 @@ from torch import nn
 from fedscale import files
 from fedscale.config.schema import Config, FederateConfig
 from fedscale.data.store import ClientStore
-from fedscale.device import keep_freed_memory
+from fedscale.device import device_name, keep_freed_memory
 from fedscale.distributed.mesh import Mesh
 from fedscale.errors import UserError
 from fedscale.federated.backends import Backend, RoundStart, Trained
@@ -52,12 +52,15 @@ def build_engine(
     pool: Pool | None = None,
     teacher: Mapping[str, torch.Tensor] | None = None,
 ) -> Engine:
-    """The engine that trains `model` (on its device) on the clients' rows of `data`; `folder` keeps what is recorded.
+    """The engine that trains `model` (moved to the mesh's device) on the clients' rows of `data`.
+
+    `folder` keeps what is recorded.
 
     `pool` and `teacher` are for methods that ask for them. Raises UserError for lanes that do not fit, for a method
     that cannot train this model, and for a run that was begun on other software in exact mode.
     """
     settings = config.federate
+    model = model if settings.shard > 1 else model.to(mesh.device)  # before it is asked how much memory is free there
     method = make_method(settings, problem_of(model, data.image_shape, len(clients)))
     check_fit(method, model, settings, data, teacher or {})
     check_last_batches(model, [len(rows) for rows in clients], settings.batch_size, data.image_shape)
@@ -97,9 +100,9 @@ class _Parts:
 def _whole_engine(parts: _Parts) -> Engine:
     """Each rank holds whole models; the backend is the config's, or chosen by trial on the main rank."""
     settings, method, mesh = parts.config.federate, parts.method, parts.mesh
-    flat = FlatModel(parts.model.to(mesh.device))
+    flat = FlatModel(parts.model)
     held = [len(rows) for rows in parts.clients]
-    most = min(settings.clients_per_round, len(held))
+    most = -(-min(settings.clients_per_round, len(held)) // mesh.clients)  # more would leave a rank without any
     workshop = Workshop(flat.model, flat.layout, flat.vector, method, settings, parts.data, most, parts.say)
     server = ServerState(flat.layout, method, mesh, flat.vector.clone())
     engine = parts.engine(None, flat, server)
@@ -153,7 +156,7 @@ def _choice(engine: Engine, workshop: Workshop, held: list[int], folder: Path | 
 def _facts(settings: FederateConfig, device: torch.device) -> dict[str, Any]:
     return {
         "torch": torch.__version__,
-        "device": device.type,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "exact": settings.aggregate.exact,
@@ -264,8 +267,6 @@ def pinned_arithmetic(config: Config, device: torch.device) -> ExitStack:
 
         stack.callback(restore)
     if settings.aggregate.exact:
-        if device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode asks for
         stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
         torch.use_deterministic_algorithms(True)
     return stack

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 from fedscale.distributed import meet
 from fedscale.distributed.links import backend_for
-from fedscale.distributed.mesh import RankLost, open_mesh, rows_of
+from fedscale.distributed.mesh import Mesh, RankLost, open_mesh, rows_of
 from fedscale.errors import UserError
 from tests.launching import free_port, torchrun
 
@@ -162,6 +163,13 @@ def test_nccl_is_for_ranks_with_a_gpu_each():
     assert backend_for(["cpu", "cpu"]) == (False, "")
     with pytest.raises(UserError, match="rank 1 sees no GPU"):
         backend_for(["cuda-a", "cpu"])
+
+
+def test_a_sum_takes_place_on_the_device_under_nccl_and_on_the_cpu_under_gloo():
+    numbers, device = torch.ones(3), torch.device("meta")  # meta in the place of a GPU
+    for nccl, where in ((True, "meta"), (False, "cpu")):
+        mesh = Mesh(world=2, device=device, _links=SimpleNamespace(nccl=nccl))
+        assert mesh._carried(numbers).device.type == where  # evaluation's counts, norms: NCCL takes none of the CPU's
 
 
 @pytest.mark.parametrize(("total", "parts"), [(0, 2), (1, 4), (7, 2), (7, 4), (8, 4), (9, 4)])

@@ -211,6 +211,26 @@ def test_scaffold_corrects_by_the_controls_and_renews_them_by_option_two() -> No
         assert all(torch.equal(b[2], o) for b, o in zip(state.roles[role].flat_blocks(), blocks, strict=True))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_a_scaffold_client_whose_gradient_never_changes_has_it_as_its_control(momentum: float) -> None:
+    method = built_in()["scaffold"](FederateConfig(lr=0.2, method="scaffold", momentum=momentum))
+    _, view, gradients = lanes_of(method)
+    steps = torch.tensor([6.0, 2.0], dtype=torch.float64)
+    with torch.no_grad():
+        clients = clients_of(view, {"control": Blocks(torch.zeros(1, *p.shape[1:]).double() for p in gradients)}, steps)
+        method.init(clients)
+        for i, (model, gradient) in enumerate(zip(view.parameters, gradients, strict=True)):
+            model.copy_(view["start"][i])
+            for lane, count in enumerate(steps.int().tolist()):
+                velocity = torch.zeros_like(gradient[lane])
+                for _ in range(count):
+                    velocity = momentum * velocity + gradient[lane] + view["drift"][i][lane]
+                    model[lane] -= 0.2 * velocity
+        method.final(clients)
+    for control, gradient in zip(view["control"], gradients, strict=True):
+        torch.testing.assert_close(control, gradient, rtol=1e-10, atol=1e-10)
+
+
 def test_scaffolds_server_control_stays_the_mean_of_all_clients_controls() -> None:
     draws, clients = np.random.default_rng(0), np.zeros((CLIENTS, SIZE))
     method = made("scaffold")
@@ -243,5 +263,5 @@ def test_what_a_method_names_fits_together(name: str) -> None:
     assert set(kind.uploads) <= set(kind.roles)
     assert set(kind.broadcast) <= set(kind.server_state)
     assert made(name).adjusts == (name in ("fedprox", "scaffold", "feddyn"))
-    if name not in ("feddyn", "fednova"):  # all clients alike; by samples over what a gradient weighs
-        assert made(name).weight(17) == 17.0
+    if name != "fednova":  # by samples over what a gradient weighs
+        assert made(name).weight(17) == (1.0 if name in ("feddyn", "scaffold") else 17.0)

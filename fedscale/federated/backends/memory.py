@@ -12,6 +12,12 @@ from fedscale.config.schema import FederateConfig
 from fedscale.federated.flat import FlatLayout
 from fedscale.federated.methods import Method
 
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",  # of what torch's allocator does not serve: graphs, kernels that are loaded late
+    "STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
+)
+
 
 def free_bytes(device: torch.device) -> int:
     """Free memory of the device; of a CPU, what the system can give without swapping, within the cgroup's limit."""
@@ -40,7 +46,13 @@ def lane_bytes(layout: FlatLayout, method: Method, settings: FederateConfig, ite
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the CPU's allocator gave up."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
+    """Whether memory ran out: torch's allocators, CUDA's own, or the libraries' that ask it for workspaces.
+
+    In a CUDA graph's capture another error may follow, and take its place.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    told = any(words in str(error) for words in OUT_OF_MEMORY)
+    return told or (error.__context__ is not None and is_out_of_memory(error.__context__))

@@ -25,7 +25,7 @@ from fedscale.federated.methods import Method
 
 @dataclass(frozen=True)
 class Workshop:
-    """What backends are made from. `say` takes a line for the log; `round_lanes` are the clients of a round."""
+    """What backends are made from. `say` takes a line for the log; `round_lanes`: clients of a round and rank."""
 
     model: nn.Module
     layout: FlatLayout

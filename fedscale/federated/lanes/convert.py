@@ -136,7 +136,7 @@ class VmapForm(_OwnForm):
 
     def _mapped(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Any:
         lanes = images.shape[1]
-        counters = {name: c.expand(lanes, *c.shape).clone() for name, c in self._counters.items()}
+        counters = {name: c.to(images.device).expand(lanes, *c.shape).clone() for name, c in self._counters.items()}
         dense = {name: _dense(tensors[name]) for name in self._kernels}
 
         def one(tensors: dict[str, Tensor], batch: Tensor) -> Any:

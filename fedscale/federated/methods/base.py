@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from fedscale.federated.clients import Clients, Surveyed
 from fedscale.federated.lanes.state import Blocks, LaneView
 
 Shapes = dict[str, tuple[int, ...]]
+S = TypeVar("S", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,14 @@ class Method:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Each sample's cross-entropy [L, B]; logits [L, B, C], labels [L, B]."""
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+
+
+def weight_of_steps(steps: S, momentum: float) -> S:
+    """‖a‖₁, what the gradients of so many steps weigh together in a client's change (FedNova, section 4).
+
+    Without momentum it is their number K, with momentum ρ it is Σ (1 − ρ^k)/(1 − ρ) over k = 1 … K.
+    """
+    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
 
 
 def zeros(shapes: Shapes, like: Tensor, *front: int) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedscale.federated.methods.base import Method, Server
+from fedscale.federated.methods.base import Method, Server, weight_of_steps
 from fedscale.federated.plan import local_steps
 
 
@@ -24,8 +24,7 @@ class FedNova(Method):
 
     def norm(self, steps: int) -> float:
         """‖a_k‖₁ of a client that takes so many steps."""
-        rho = self.config.momentum
-        return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
+        return weight_of_steps(float(steps), self.config.momentum)
 
     def weight(self, num_samples: int) -> float:
         settings = self.config

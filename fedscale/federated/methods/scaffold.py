@@ -9,11 +9,15 @@ from torch import Tensor
 from fedscale.config.method_options import ScaffoldOptions
 from fedscale.federated.clients import Clients
 from fedscale.federated.lanes.state import Blocks, LaneView
-from fedscale.federated.methods.base import Method, Server
+from fedscale.federated.methods.base import Method, Server, weight_of_steps
 
 
 class Scaffold(Method):
-    """Client gradients are corrected by c − c_i; the controls are renewed by option II (Algorithm 1, equation 4)."""
+    """Client gradients are corrected by c − c_i; the controls are renewed by option II (Algorithm 1, equation 4).
+
+    (x − y_i) / (K·lr) is there the mean of a client's gradients. With momentum a gradient weighs more in x − y_i, so
+    that ‖a_i‖₁ takes the place of K; else the controls would grow from round to round. Means are plain, by the paper.
+    """
 
     name = "scaffold"
     citation = "Karimireddy et al., ICML 2020, arXiv:1910.06378"
@@ -26,6 +30,9 @@ class Scaffold(Method):
     server_state = ("control",)
     broadcast = ("control",)
 
+    def weight(self, num_samples: int) -> float:
+        return 1.0
+
     def init(self, clients: Clients) -> None:
         lanes = clients.lanes
         for drift, c in zip(lanes["drift"], clients.broadcast["control"], strict=True):
@@ -36,7 +43,7 @@ class Scaffold(Method):
         gradients.add_(lanes["drift"])
 
     def final(self, clients: Clients) -> None:
-        lanes, steps = clients.lanes, clients.steps
+        lanes, steps = clients.lanes, weight_of_steps(clients.steps, self.config.momentum)
         # c_i⁺ = c_i − c + (x − y_i) / (K·lr), where c_i − c = −drift
         renewed = lanes["start"].sub_(lanes.parameters).div_lanes_(steps * self.config.lr).sub_(lanes["drift"])
         lanes["change"].copy_(renewed).sub_(lanes["control"])

@@ -13,6 +13,7 @@ import torch
 
 from fedscale.config import overlaid
 from fedscale.config.schema import Config
+from fedscale.distributed.mesh import Mesh
 from fedscale.errors import UserError
 from fedscale.federated.backends import OutOfMemory, RoundStart
 from fedscale.federated.backends.choose import ALIKE, Choice, _time_lanes
@@ -54,6 +55,12 @@ def test_auto_picks_what_it_measured_fastest_and_a_second_run_finds_it(tmp_path:
     again = make_engine(settings(backend="auto"), folder=tmp_path / "other")
     assert json.loads((tmp_path / "other" / "backend.json").read_text())["seconds"] == record["seconds"]
     assert again.backend.lanes == engine.backend.lanes
+
+
+def test_every_rank_has_a_group_of_what_auto_picks(tmp_path: Path) -> None:
+    make_engine(settings(backend="auto"), mesh=Mesh(world=3), folder=tmp_path)
+    record = json.loads((tmp_path / "backend.json").read_text())
+    assert {"loop:1", "batched:2"} == {*record["seconds"]}, "six clients on three ranks: two each"
 
 
 def test_another_processor_makes_a_choice_of_its_own(tmp_path: Path, monkeypatch) -> None:
@@ -166,6 +173,27 @@ def test_exact_mode_refuses_other_threads_than_it_began_with(tmp_path: Path) -> 
     (tmp_path / "backend.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"other arithmetic \(threads was 7, is 1\)"):
         make_engine(options, folder=tmp_path)
+
+
+def test_exact_mode_refuses_another_processor_than_it_began_with(tmp_path: Path, monkeypatch) -> None:
+    options = settings(aggregate={"exact": True})
+    make_engine(options, folder=tmp_path)
+    monkeypatch.setattr("fedscale.federated.setup.device_name", lambda device: "another")
+    with pytest.raises(UserError, match=r"other arithmetic \(device was .+, is another\)"):
+        make_engine(options, folder=tmp_path)
+
+
+def test_a_method_finds_the_model_where_it_will_be_trained(monkeypatch) -> None:
+    found: list[torch.device] = []
+
+    def check_fit(method, model, *rest):
+        found.append(next(model.parameters()).device)
+        raise UserError("enough")
+
+    monkeypatch.setattr("fedscale.federated.setup.check_fit", check_fit)
+    with pytest.raises(UserError, match="enough"):
+        make_engine(settings(), "resnet8", mesh=Mesh(device=torch.device("meta")))
+    assert found[0].type == "meta", "of whose memory it asks how much is free"
 
 
 @pytest.mark.parametrize("federate", [{"backend": "auto"}, {"backend": "batched"}])

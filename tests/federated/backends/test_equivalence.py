@@ -182,8 +182,9 @@ def trained_plainly(name: str, method: str, settings: FederateConfig) -> dict[in
         result = Result(state, float(np.mean(losses)))
         if method == "scaffold":
             old, new = controls[str(client)], {}
+            weighed = sum(sum(settings.momentum**i for i in range(k)) for k in range(1, step + 1))
             for n, p in model.named_parameters():
-                new[n] = old[n] - controls["server"][n] + (start[n] - p).detach() / (step * settings.lr)
+                new[n] = old[n] - controls["server"][n] + (start[n] - p).detach() / (weighed * settings.lr)
             result.roles = {"control": new, "change": {n: new[n] - old[n] for n in new}}
         results[client] = result
     return results
