@@ -147,9 +147,15 @@ class Pool:
         ]
         return {"shards": shards, "left_out": {file: sorted(keys) for file, keys in self._left_out.items()}}
 
-    def candidates(self, wanted: Callable[[int | None], bool] = lambda keyword: True) -> Iterator[Candidate]:
-        """The images whose keyword's class is `wanted` when their turn comes; the others are not decoded."""
+    def candidates(
+        self, session: Session, wanted: Callable[[int | None], bool] = lambda keyword: True
+    ) -> Iterator[Candidate]:
+        """The images whose keyword's class is `wanted` when their turn comes; the others are not decoded.
+
+        Raises Stopped after a signal, before the next shard.
+        """
         for number in numpy_generator(self._seed, "align shards").permutation(len(self._entries)):
+            _heed(session)
             yield from self._shard(self._entries[number], wanted)
 
     def _shard(self, entry: Entry, wanted: Callable[[int | None], bool]) -> Iterator[Candidate]:
@@ -184,9 +190,7 @@ def draw(config: Config, pool: Pool, class_names: Sequence[str], teacher: Teache
     labels: list[int] = []
     logits: list[Tensor] = []
     with session.reporter.task("alignment set", quota.left, "images") as task:
-        for candidate, label, scores in labelled(pool, quota, teacher, config.align.batch_size):
-            if session.stop_requested:
-                raise Stopped("align: stopped while drawing the alignment set; the same command draws it again")
+        for candidate, label, scores in labelled(pool, quota, teacher, config.align.batch_size, session):
             chosen.append(candidate)
             labels.append(label)
             logits.append(scores)
@@ -204,8 +208,10 @@ def draw(config: Config, pool: Pool, class_names: Sequence[str], teacher: Teache
     )
 
 
-def _by_teacher(pool: Pool, quota: _Quota, teacher: Teacher, size: int) -> Iterator[tuple[Candidate, int, Tensor]]:
-    for candidate, scores in _scored(pool.candidates(), teacher, size):
+def _by_teacher(
+    pool: Pool, quota: _Quota, teacher: Teacher, size: int, session: Session
+) -> Iterator[tuple[Candidate, int, Tensor]]:
+    for candidate, scores in _scored(pool.candidates(session), teacher, size, session):
         label = int(scores.argmax())
         if quota.takes(label):
             yield candidate, label, scores
@@ -213,25 +219,35 @@ def _by_teacher(pool: Pool, quota: _Quota, teacher: Teacher, size: int) -> Itera
             return
 
 
-def _by_keyword(pool: Pool, quota: _Quota, teacher: Teacher, size: int) -> Iterator[tuple[Candidate, int, Tensor]]:
+def _by_keyword(
+    pool: Pool, quota: _Quota, teacher: Teacher, size: int, session: Session
+) -> Iterator[tuple[Candidate, int, Tensor]]:
     def taken() -> Iterator[Candidate]:
-        for candidate in pool.candidates(lambda keyword: keyword is not None and quota.open[keyword] > 0):
+        for candidate in pool.candidates(session, lambda keyword: keyword is not None and quota.open[keyword] > 0):
             if quota.takes(candidate.origin.keyword):
                 yield candidate
             if not quota.left:
                 return
 
-    for candidate, scores in _scored(taken(), teacher, size):
+    for candidate, scores in _scored(taken(), teacher, size, session):
         label = candidate.origin.keyword
         assert label is not None, "only images with a class as keyword are taken"
         yield candidate, label, scores
 
 
-def _scored(candidates: Iterator[Candidate], teacher: Teacher, size: int) -> Iterator[tuple[Candidate, Tensor]]:
-    """Each candidate with the teacher's logits [C], computed in batches."""
+def _scored(
+    candidates: Iterator[Candidate], teacher: Teacher, size: int, session: Session
+) -> Iterator[tuple[Candidate, Tensor]]:
+    """Each candidate with the teacher's logits [C], computed in batches; raises Stopped after a signal, before one."""
     while batch := list(islice(candidates, size)):
+        _heed(session)  # here, for whoever draws sees only the images of classes that have a place left
         scores = teacher(torch.from_numpy(np.stack([candidate.image for candidate in batch])))
         yield from zip(batch, scores.float().cpu(), strict=True)
+
+
+def _heed(session: Session) -> None:
+    if session.stop_requested:
+        raise Stopped("align: stopped while drawing the alignment set; the same command draws it again")
 
 
 def _nothing_of(empty: list[str], config: Config, pool: Pool) -> str:

@@ -12,7 +12,7 @@ from fedscale.data.images import encode_png
 from fedscale.data.manifest import Manifest, ShardInfo
 from fedscale.data.shards import Sample, write_shard
 from fedscale.runs import RunFolder
-from fedscale.server.align.draw import Pool, draw
+from fedscale.server.align.draw import Pool, Teacher, draw
 from fedscale.session import Session
 
 COLOURS = ("red", "green", "dark_blue")
@@ -84,8 +84,10 @@ class World:
     def with_align(self, **settings) -> Config:
         return dataclasses.replace(self.config, align=dataclasses.replace(self.config.align, **settings))
 
-    def drawn(self, session: Session | None = None, seed: int | None = None, **settings):
+    def drawn(
+        self, session: Session | None = None, seed: int | None = None, teacher: Teacher = colour_teacher, **settings
+    ):
         config = self.with_align(**settings)
         config = dataclasses.replace(config, seed=config.seed if seed is None else seed)
         pool = Pool(config, self.manifest, self.run, COLOURS)
-        return draw(config, pool, COLOURS, colour_teacher, session or Session())
+        return draw(config, pool, COLOURS, teacher, session or Session())

@@ -56,9 +56,9 @@ def test_a_stage_that_was_stopped_in_training_loads_no_teacher_again(world: Worl
         @property
         def stop_requested(self) -> bool:
             self.asked += 1
-            return self.asked > 20  # 18 images are drawn
+            return self.asked > 15  # drawing asks nine times at most: before a shard, and before a batch of six
 
-    with pytest.raises(Stopped, match="epoch 1"):
+    with pytest.raises(Stopped, match="epoch"):
         align.run(world.config, world.run, StopsInTraining())
     align.run(world.config, world.run, Session())
     assert len(loaded) == 1

@@ -16,7 +16,10 @@ from fedscale.data.shards import Sample, write_shard
 from fedscale.errors import Stopped, UserError
 from fedscale.models import build_model
 from fedscale.progress import SilentReporter
+from fedscale.server.align import draw
 from fedscale.server.align import stage as align
+from fedscale.server.align.cache import alignment_set
+from fedscale.server.caption.join import joined
 from fedscale.session import Session
 from tests.server.align.support import COLOURS, POOL, SIZE, World, colour_teacher, picture
 
@@ -107,6 +110,35 @@ def test_a_signal_while_drawing_stops(world: World) -> None:
         world.drawn(session)
 
 
+def test_a_signal_stops_though_the_classes_are_full_that_the_rest_of_the_pool_shows(make_world) -> None:
+    """The images scored for a rare class's sake are handed to nobody: the stop is looked at where they are scored."""
+    world, session, asked = make_world([(0, "red", None)] * 30), Session(), []
+
+    def teacher(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        if len(asked) == 3:  # the first batch filled the class
+            session.stop.set()
+        return colour_teacher(images)
+
+    with pytest.raises(Stopped, match="drawing"):
+        world.drawn(session, teacher=teacher, images_per_class=2, batch_size=4)
+    assert asked == [4, 4, 4]
+
+
+def test_a_signal_stops_though_no_keyword_of_the_next_shards_is_wanted(world: World, monkeypatch) -> None:
+    session, opened = Session(), []
+
+    def reading(*args):
+        session.stop.set()
+        opened.append(args)
+        return joined(*args)
+
+    monkeypatch.setattr(draw, "joined", reading)
+    with pytest.raises(Stopped, match="drawing"):
+        world.drawn(session, labels="keyword", images_per_class=12, batch_size=64)
+    assert len(opened) == 1
+
+
 def test_the_stage_aligns_the_model_and_leaves_its_files(world: World, teacher: None) -> None:
     summary = align.run(world.config, world.run, Session())
     folder = world.run.stage("align")
@@ -156,8 +188,9 @@ def test_a_signal_while_training_stops_and_the_stage_can_be_repeated(world: Worl
         @property
         def stop_requested(self) -> bool:
             self.asked += 1
-            return self.asked > 30  # 18 images are drawn first, then every step asks once
+            return self.asked > 12  # every step asks once, three an epoch
 
+    alignment_set(world.config, world.manifest, world.run, torch.device("cpu"), Session())
     with pytest.raises(Stopped, match="epoch 5 of 8"):
         align.run(world.config, world.run, StopsLate())
     assert not (world.run.stage("align") / "model.safetensors").exists()
