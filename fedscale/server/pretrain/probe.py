@@ -37,7 +37,7 @@ def run_probe(
     probe, data = config.pretrain.probe, config.data
     train = open_store(manifest, "train", data.image_size, session.reporter, data.max_corrupt)
     test = open_store(manifest, "test", data.image_size, session.reporter, data.max_corrupt)
-    scratch = initial_model(config, len(manifest.class_names))
+    scratch = initial_model(config, len(manifest.class_names)).to(next(pretrained.parameters()).device)
     rows = []
     with session.reporter.task("probe", 2 * len(probe.fractions), "models") as task:
         for fraction in probe.fractions:

@@ -76,3 +76,15 @@ def test_a_better_start_shows_and_the_models_given_are_not_changed(config, tmp_p
     row = run(dataclasses.replace(config, pretrain=few), pretrained, tmp_path)
     assert row["pretrained"] > row["scratch"] + 20
     assert all(torch.equal(before[name], tensor) for name, tensor in pretrained.state_dict().items())
+
+
+def test_both_starts_are_trained_where_the_pretrained_model_lies(config, tmp_path, monkeypatch):
+    lay = []
+
+    def accuracy(config, start, *rest):
+        lay.append(next(start.parameters()).device.type)
+        return 0.0
+
+    monkeypatch.setattr(probe, "_accuracy", accuracy)
+    run(config, start(config).to("meta"), tmp_path)
+    assert lay == ["meta", "meta"]
