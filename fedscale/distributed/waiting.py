@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from fedscale.distributed.mesh import Mesh
 from fedscale.errors import Stopped
-from fedscale.session import Flag, Session
+from fedscale.session import Either, Flag, Session
 
 T = TypeVar("T")
-BEAT = 1.0  # seconds between the main rank's signs of life, at most as often as its work looks for a stop
+BEAT = 1.0  # seconds between the main rank's signs of life
 WORKING, DONE, STOPPED = "working", "done", "stopped"
 
 
 def by_main(mesh: Mesh, session: Session, work: Callable[[Session], T]) -> T | None:
     """What `work` gives on the main rank, None on the others, which wait for it; every rank calls it.
 
-    Its session is asked to stop when any rank's is. A rank waits at most the mesh's timeout for a sign of life, which
-    is given whenever the work looks at `stop_requested`. Raises what the work raises: Stopped on all ranks; of another
-    error they learn as of a lost rank.
+    Its session is asked to stop when any rank's is, or when a rank is lost. It may take longer than the mesh's timeout,
+    and makes no collective itself. Raises what the work raises: Stopped on all ranks; of another error they learn as of
+    a lost rank.
     """
     if mesh.world == 1:
         return work(session)
@@ -33,7 +34,8 @@ def by_main(mesh: Mesh, session: Session, work: Callable[[Session], T]) -> T | N
             raise Stopped("stopped, as the main rank was")
         return None
     try:
-        result = work(dataclasses.replace(session, stop=_AnyRanks(mesh, session.stop)))
+        with _signs_of_life(mesh, session.stop) as stop:
+            result = work(dataclasses.replace(session, stop=stop))
     except Stopped:
         mesh.gather_objects((STOPPED, True))
         raise
@@ -41,19 +43,35 @@ def by_main(mesh: Mesh, session: Session, work: Callable[[Session], T]) -> T | N
     return result
 
 
-class _AnyRanks:
-    """The main rank's stop flag, which looks at those of the others from time to time."""
+@contextmanager
+def _signs_of_life(mesh: Mesh, own: Flag) -> Iterator[Flag]:
+    """Gives them from a thread, and yields a flag for the main rank's work: any rank is asked to stop, or is lost.
 
-    def __init__(self, mesh: Mesh, own: Flag) -> None:
-        self._mesh, self._own = mesh, own
-        self._others, self._last = False, time.monotonic()
+    A rank that was lost is what is raised at the end, unless the work met an error of its own.
+    """
+    ended, asked = threading.Event(), threading.Event()
+    lost: list[Exception] = []
 
-    def set(self) -> None:
-        self._own.set()
+    def give() -> None:
+        try:
+            while not ended.wait(BEAT):
+                if any(stop for _, stop in mesh.gather_objects((WORKING, own.is_set()))):
+                    asked.set()
+        except Exception as error:  # RankLost; it would end this thread alone
+            lost.append(error)
+            asked.set()
 
-    def is_set(self) -> bool:
-        if time.monotonic() - self._last >= BEAT:
-            told = self._mesh.gather_objects((WORKING, self._own.is_set()))
-            self._others = any(stop for _, stop in told)
-            self._last = time.monotonic()
-        return self._others or self._own.is_set()
+    thread = threading.Thread(target=give, name="the main rank works", daemon=True)
+    thread.start()
+    stopped: Stopped | None = None
+    try:
+        yield Either(own, asked)
+    except Stopped as error:
+        stopped = error
+    finally:
+        ended.set()
+        thread.join()  # what follows are collectives of the same group
+    if lost:
+        raise lost[0]
+    if stopped:
+        raise stopped
