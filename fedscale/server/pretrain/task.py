@@ -124,8 +124,14 @@ def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tens
 
 
 def _adapted(language_model: Any, config: PretrainConfig) -> Any:
-    """The language model as `pretrain.language_model` wants it trained: not at all, by low-rank adapters, or whole."""
+    """The language model as `pretrain.language_model` wants it trained: not at all, by low-rank adapters, or whole.
+
+    What is trained is float32 (peft's adapters too): in bf16 a step of AdamW would leave most weights unmoved, and
+    FSDP2 and ZeRO-3 refuse it beside a float32 student. `mixed_precision` makes the cast for computing.
+    """
     language_model.requires_grad_(config.language_model == "full")
+    if config.language_model == "full":
+        language_model.float()
     if config.activation_checkpointing:
         language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.language_model != "lora":

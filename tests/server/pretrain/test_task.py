@@ -36,11 +36,12 @@ def chat(question: str, *, history: tuple[tuple[str, str], ...]) -> str:
     return " ".join([word for turn in history for word in turn] + [question])
 
 
-def make_task(**settings) -> tuple[Distillation, tuple]:
+def make_task(dtype: torch.dtype = torch.float32, **settings) -> tuple[Distillation, tuple]:
+    """`dtype`: what the language model is loaded as."""
     config = PretrainConfig(visual_tokens=3, **{"language_model": "frozen", **settings})
     torch.manual_seed(0)
     student = build_model(ModelConfig(width=4), 5)
-    task = Distillation(student, tiny_llama(), TEACHER_DIM, config).train()
+    task = Distillation(student, tiny_llama().to(dtype), TEACHER_DIM, config).train()
     tokens = TextEncoder(LetterTokenizer(), chat, 16).encode(
         [(("what", "a cat"),), (("describe", "red"),), (("what", "it is a dog"),)]
     )
@@ -146,6 +147,20 @@ def test_the_language_model_is_frozen_adapted_or_trained(how, trained):
         assert not any("lm_head" in name for name in names)
     task(*inputs, 0.5, whole_of(inputs[2]))["loss"].backward()
     assert (gradient(task.language_model) > 0) is (trained != "none")
+
+
+@pytest.mark.parametrize("how", ["frozen", "lora", "full"])
+def test_of_a_language_model_in_bf16_what_is_trained_is_float32_and_the_rest_stays(how):
+    task, inputs = make_task(torch.bfloat16, language_model=how, lora=LoraConfig(rank=2))
+    for name, parameter in task.named_parameters():
+        kept = "language_model." in name and not parameter.requires_grad
+        assert parameter.dtype == (torch.bfloat16 if kept else torch.float32), name
+    task(*inputs, 0.5, whole_of(inputs[2]))["loss"].backward()
+    before = [p.detach().clone() for p in task.parameters()]
+    torch.optim.AdamW(task.parameters(), lr=1e-4).step()
+    pairs = [(old, new) for old, new in zip(before, task.parameters(), strict=True) if new.grad is not None]
+    moved = sum(int(((old != new) & (new.grad != 0)).sum()) for old, new in pairs)
+    assert moved > 0.99 * sum(int((new.grad != 0).sum()) for _, new in pairs)
 
 
 def test_the_classifier_takes_no_part():
