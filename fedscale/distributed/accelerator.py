@@ -48,7 +48,7 @@ def make_accelerator(
         _preset_for_cpus(asked)
     plugins: dict[str, Any] = {}
     if asked == "fsdp2":
-        plugins["fsdp_plugin"] = _fsdp2(units)
+        plugins["fsdp_plugin"] = _fsdp2(units, mixed_precision)
     elif asked == "deepspeed":
         plugins["deepspeed_plugin"] = _deepspeed(micro_batch, accumulation, max_norm)
     accelerator = Accelerator(
@@ -109,12 +109,17 @@ def _preset_for_cpus(asked: str) -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def _fsdp2(units: tuple[str, ...]) -> Any:
+def _fsdp2(units: tuple[str, ...], mixed_precision: str) -> Any:
     from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    # Accelerate's own would round the losses to bf16 on their way out, and add the ranks' gradients in it.
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
     plugin = FullyShardedDataParallelPlugin(
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=list(units),
+        mixed_precision_policy=half if mixed_precision == "bf16" else None,
         cpu_ram_efficient_loading=False,  # rank 0 alone would load, and a frozen model's buffers were lost
     )
     if plugin.fsdp_version != 2:

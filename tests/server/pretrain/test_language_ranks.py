@@ -26,3 +26,9 @@ def test_fsdp2_and_zero3_train_it_as_ddp_does(tmp_path, how):
     assert wanted[-1] < wanted[0]
     for strategy in ("fsdp2", "zero3"):
         assert trained(tmp_path / strategy, how, "no", strategy)["losses"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_in_mixed_precision_fsdp2_rounds_neither_losses_nor_the_sum_of_gradients(tmp_path):
+    found = trained(tmp_path / "fsdp2", "full", "bf16", "fsdp2")
+    assert found["fine"] == {"loss": True, "gradient": True}
+    assert found["losses"] == pytest.approx(trained(tmp_path / "ddp", "full", "bf16", "ddp")["losses"], rel=3e-3)
