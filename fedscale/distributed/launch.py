@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from fedscale.errors import UserError
 
@@ -84,16 +85,31 @@ def this_place(environment: Mapping[str, str] = os.environ) -> Place:
             raise UserError("launcher: a Slurm step without SLURM_STEP_NODELIST; set MASTER_ADDR to the host of rank 0")
         port = _number(environment, "MASTER_PORT", _slurm_port(environment))
     hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    local_rank, local_world = _local(environment)
+    local_rank, local_world = on_this_host(environment)
     return Place(rank, world, local_rank, local_world, address, port, hosted)
 
 
-def sharing(cores: int, environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks of this host compute on the `cores` that this process may run on: 1 where it has them alone."""
-    _, local_world = _local(environment)
+def sharing(count: int, environment: Mapping[str, str] = os.environ, of: Literal["CPUS", "GPUS"] = "CPUS") -> int:
+    """How many ranks of this host compute on the `count` cores, or GPUs, of this process: 1 where it has them alone."""
+    _, local_world = on_this_host(environment)
     # srun may bind each task to cores of its own; then those of all tasks together are no more than the step's.
-    bound = not _torch_like(environment) and cores * local_world <= _number(environment, "SLURM_CPUS_ON_NODE", 0)
+    bound = not _torch_like(environment) and count * local_world <= _number(environment, f"SLURM_{of}_ON_NODE", 0)
     return 1 if bound else local_world
+
+
+def on_this_host(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(rank, number of ranks) on this host; (0, 1) where nothing tells, as far as the environment goes."""
+    _, world = _rank(environment)
+    if world == 1:
+        return 0, 1
+    if _torch_like(environment):
+        name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"  # the latter is deepspeed's
+        return _number(environment, "LOCAL_RANK", 0), _number(environment, name, 1)
+    counts: list[int] = []  # SLURM_STEP_TASKS_PER_NODE is like 4(x2),3
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = _number(environment, "SLURM_NODEID", 0)
+    return _number(environment, "SLURM_LOCALID", 0), counts[node] if node < len(counts) else 1
 
 
 def slurm_hosts(nodes: str) -> list[str]:
@@ -147,21 +163,6 @@ def _refuse_one_of_many(environment: Mapping[str, str]) -> None:
             "launcher: accelerate was asked for several processes and started this one alone; leave --cpu out and give "
             "it --config_file launch/accelerate/ddp.yaml, or use torchrun (for a single process: unset MASTER_ADDR)"
         )
-
-
-def _local(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(rank, number of ranks) on this host; (0, 1) where nothing tells, as far as the environment goes."""
-    _, world = _rank(environment)
-    if world == 1:
-        return 0, 1
-    if _torch_like(environment):
-        name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"  # the latter is deepspeed's
-        return _number(environment, "LOCAL_RANK", 0), _number(environment, name, 1)
-    counts: list[int] = []  # SLURM_STEP_TASKS_PER_NODE is like 4(x2),3
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
-        counts += [int(count)] * int(times or 1)
-    node = _number(environment, "SLURM_NODEID", 0)
-    return _number(environment, "SLURM_LOCALID", 0), counts[node] if node < len(counts) else 1
 
 
 def _array(environment: Mapping[str, str]) -> tuple[int, int]:

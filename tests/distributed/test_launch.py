@@ -136,3 +136,8 @@ def test_a_node_list_is_its_hosts_in_order(nodes, hosts):
 )
 def test_ranks_share_the_cores_that_srun_does_not_bind(environment, cores, ranks):
     assert sharing(cores, environment) == ranks
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [(8, 3), (2, 1)])
+def test_ranks_share_the_gpus_that_srun_does_not_bind(gpus, ranks):
+    assert sharing(gpus, {**STEP, "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "3"}, of="GPUS") == ranks

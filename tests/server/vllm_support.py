@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import os
 import sys
 import threading
 import types
@@ -99,6 +100,7 @@ class Plan:
     step_error: Exception | None = None  # what the engine dies of, once `dies_when` many requests run
     dies_when: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
+    visible: str | None = None  # CUDA_VISIBLE_DEVICES as the engine was built
     prompts: list[dict[str, Any]] = field(default_factory=list)
     params: list[SamplingParams] = field(default_factory=list)
     steps: list[list[str]] = field(default_factory=list)  # the prompts that ran in each step
@@ -208,6 +210,7 @@ def install(monkeypatch: Any, plan: Plan, old: bool = False) -> None:
             max_model_len: int | None = None,
             limit_mm_per_prompt: dict[str, int] | None = None,
         ) -> None:
+            plan.visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             plan.settings = {key: value for key, value in locals().items() if key not in ("self", "__class__", "plan")}
             if plan.build_error:
                 raise plan.build_error

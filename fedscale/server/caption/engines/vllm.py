@@ -21,6 +21,7 @@ from fedscale.models.chat import chat_text
 from fedscale.models.hub import explained, local_folder, offline_where_unreachable, without_bars
 from fedscale.models.mllm import KEY, MARKER
 from fedscale.server.caption.engines import Answer, Request
+from fedscale.server.caption.engines.own_gpus import own_gpus
 from fedscale.server.caption.engines.pictures import BadImage, picture
 from fedscale.server.caption.engines.vllm_loop import EngineLoop, Refused
 
@@ -37,16 +38,17 @@ class VllmEngine:
     in_flight = 2
 
     def __init__(self, config: Config) -> None:
-        self._vllm = _library()
-        self._final_only = importlib.import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY
-        self._max_tokens = config.caption.max_new_tokens
-        self._refused: tuple[type[Exception], ...] = (BadImage, Refused, *_refusals())
-        mllm, folder = config.teachers.mllm, local_folder(config.teachers.mllm.model, MARKER, KEY)
-        source = str(folder) if folder else mllm.model
-        with without_bars(), nullcontext() if folder else offline_where_unreachable():
-            with explained(KEY, mllm.model):
-                self._processor = _processor(source, mllm)
-            self._loop = EngineLoop(lambda: self._build(config, source), _refusals())
+        with own_gpus(config.caption.vllm.tensor_parallel_size):
+            self._vllm = _library()
+            self._final_only = importlib.import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY
+            self._max_tokens = config.caption.max_new_tokens
+            self._refused: tuple[type[Exception], ...] = (BadImage, Refused, *_refusals())
+            mllm, folder = config.teachers.mllm, local_folder(config.teachers.mllm.model, MARKER, KEY)
+            source = str(folder) if folder else mllm.model
+            with without_bars(), nullcontext() if folder else offline_where_unreachable():
+                with explained(KEY, mllm.model):
+                    self._processor = _processor(source, mllm)
+                self._loop = EngineLoop(lambda: self._build(config, source), _refusals())
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """Raises what the engine died of, in every call that waits on it and in all later ones."""
