@@ -111,7 +111,7 @@ def _preset_for_cpus(asked: str) -> None:
 
 def _fsdp2(units: tuple[str, ...], mixed_precision: str) -> Any:
     from accelerate import FullyShardedDataParallelPlugin
-    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
     # Accelerate's own would round the losses to bf16 on their way out, and add the ranks' gradients in it.
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -124,6 +124,11 @@ def _fsdp2(units: tuple[str, ...], mixed_precision: str) -> Any:
     )
     if plugin.fsdp_version != 2:
         raise UserError(f"fsdp_version={plugin.fsdp_version} in the launch config: expected 2")
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise UserError(
+            "fsdp_offload_params=true in the launch config: NCCL cannot sum the norm of gradients on a CPU; set it "
+            "to false, or launch with launch/deepspeed/zero3_offload.json"
+        )
     return plugin
 
 

@@ -29,6 +29,13 @@ def test_fsdp1_is_refused(monkeypatch):
         make_accelerator(CPU, "no")
 
 
+def test_fsdp2_that_keeps_weights_on_the_cpu_is_refused(monkeypatch):
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2"), ("FSDP_OFFLOAD_PARAMS", "true")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"fsdp_offload_params=true in the launch config: .*; set it to false"):
+        make_accelerator(CPU, "no")
+
+
 def test_one_process_may_make_accelerators_of_different_precision_in_turn():
     for precision in ("no", "bf16", "no"):
         assert make_accelerator(CPU, precision).mixed_precision == precision
