@@ -193,7 +193,17 @@ class Training:
         return _whole(parameter.data).float()
 
     def _check_in_force(self) -> None:
-        """After the magic call: the strategy wraps what it should, and updates all that is to be trained."""
+        """After the magic call: the strategy wraps what it should, where it should, and updates all that is trained.
+
+        FSDP2 and DeepSpeed take the machine's GPU by themselves, also where the ranks were told to compute on CPUs.
+        """
+        asked = self.mesh.device.type
+        found = {self.module.device.type} if self._deepspeed else {p.device.type for p in self._plain.parameters()}
+        if found != {asked}:
+            raise UserError(
+                f"device={asked}: {self.strategy} put the weights on {', '.join(sorted(found))}; hide the GPUs "
+                "(CUDA_VISIBLE_DEVICES=), or use device=auto"
+            )
         if self.strategy == "fsdp2":
             wrapped = sum(isinstance(module, FSDPModule) for module in self._plain.modules())
             assert wrapped > 1, "FSDP2 wrapped the root alone: no block is gathered on its own"

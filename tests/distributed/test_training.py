@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedscale.distributed.training import repeated_blocks
+from fedscale.distributed.mesh import Mesh
+from fedscale.distributed.training import Training, repeated_blocks
+from fedscale.errors import UserError
 from fedscale.models import ResNet8
 from tests.distributed.training_support import Trained, trained
 
@@ -34,6 +36,17 @@ def test_blocks_that_repeat_are_the_units_the_outermost_ones():
     assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == ()
     layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2) for _ in range(2))
     assert repeated_blocks(nn.ModuleDict({"layers": layers})) == ("TransformerEncoderLayer",)
+
+
+def test_weights_that_a_strategy_puts_on_another_device_than_the_ranks_compute_on_are_refused():
+    class Stuck(nn.Linear):
+        def to(self, *_: object) -> nn.Linear:
+            return self
+
+    module = Stuck(2, 2, device="meta")  # as FSDP2 takes the GPU of a machine though device=cpu
+    optimizer = torch.optim.AdamW(module.parameters())
+    with pytest.raises(UserError, match=r"device=cpu: single put the weights on meta; hide the GPUs"):
+        Training(Mesh(), module, optimizer)
 
 
 @pytest.mark.slow
