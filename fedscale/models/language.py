@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,8 @@ def load_language_side(config: Config, device: torch.device | str = "cpu") -> La
     """
     if config.teachers.lm.model:
         return _load_lm(config.teachers.lm, torch.device(device))
-    mllm = load_mllm(config.teachers.mllm, device)
+    # Spread by `device_map` it would keep hooks that carry its inputs to where its weights no longer are.
+    mllm = load_mllm(replace(config.teachers.mllm, device_map=None), device)
     model, tokenizer = mllm.language_model()
     # Of the MLLM, only its language model and what writes its prompts are kept.
     return LanguageSide(model, tokenizer, partial(chat_text, mllm.processor, with_image=False))

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from transformers import (
+    AutoModelForImageTextToText,
     BertConfig,
     BertLMHeadModel,
     GPT2Config,
@@ -102,6 +104,24 @@ def test_no_name_means_the_mllms_own_language_model_in_its_chat_form() -> None:
     own, _ = mllm.language_model()
     for name, tensor in own.state_dict().items():
         torch.testing.assert_close(side.model.state_dict()[name], tensor)
+
+
+def test_an_mllm_that_captioning_spreads_over_gpus_is_in_one_piece_for_pretraining(monkeypatch) -> None:
+    asked: list[dict[str, Any]] = []
+    inner = AutoModelForImageTextToText.from_pretrained
+
+    def recorded(source: str, **settings: Any) -> Any:
+        asked.append(settings)
+        pieces = {"": "cpu"} if settings.get("device_map") else None
+        whole = inner(source, **{**settings, "device_map": None})
+        return accelerate.dispatch_model(whole, pieces, main_device="cpu", force_hooks=True) if pieces else whole
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", recorded)
+    spread = overlaid(config(""), {"teachers": {"mllm": {"device_map": "auto"}}})
+    side = load_language_side(spread)
+    assert len(asked) == 1
+    assert not any(hasattr(module, "_hf_hook") for module in side.model.modules())
+    assert load_mllm(spread.teachers.mllm).model._hf_hook, "as captioning loads it"
 
 
 def test_an_encoder_that_sees_the_answer_is_refused(tmp_path: Path) -> None:
