@@ -198,7 +198,8 @@ class Training:
         FSDP2 and DeepSpeed take the machine's GPU by themselves, also where the ranks were told to compute on CPUs.
         """
         asked = self.mesh.device.type
-        found = {self.module.device.type} if self._deepspeed else {p.device.type for p in self._plain.parameters()}
+        held = [] if self._deepspeed else [*self._plain.parameters(), *self._plain.buffers()]
+        found = {tensor.device.type for tensor in held} or {self.module.device.type}
         if found != {asked}:
             raise UserError(
                 f"device={asked}: {self.strategy} put the weights on {', '.join(sorted(found))}; hide the GPUs "

@@ -35,21 +35,24 @@ class LanguageSide:
     chat_form: Callable[..., str]
 
 
-def load_language_side(config: Config, device: torch.device | str = "cpu") -> LanguageSide:
-    """The model that `teachers.lm` names, or the MLLM's own language model where it names none, on the device.
+def load_language_side(
+    config: Config, device: torch.device | str = "cpu", held: torch.device | str | None = None
+) -> LanguageSide:
+    """The model that `teachers.lm` names, or the MLLM's own language model where it names none, for the device.
 
-    Raises UserError, with the remedies, when its weights can be had nowhere, and for one that pretraining cannot use.
+    `held`: where its weights wait, if not there. Raises UserError, with the remedies, when its weights can be had
+    nowhere, and for one that pretraining cannot use.
     """
     if config.teachers.lm.model:
-        return _load_lm(config.teachers.lm, torch.device(device))
+        return _load_lm(config.teachers.lm, torch.device(device), held)
     # Spread by `device_map` it would keep hooks that carry its inputs to where its weights no longer are.
-    mllm = load_mllm(replace(config.teachers.mllm, device_map=None), device)
+    mllm = load_mllm(replace(config.teachers.mllm, device_map=None), device, held)
     model, tokenizer = mllm.language_model()
     # Of the MLLM, only its language model and what writes its prompts are kept.
     return LanguageSide(model, tokenizer, partial(chat_text, mllm.processor, with_image=False))
 
 
-def _load_lm(config: LmConfig, device: torch.device) -> LanguageSide:
+def _load_lm(config: LmConfig, device: torch.device, held: torch.device | str | None) -> LanguageSide:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = local_folder(config.model, MARKER, KEY)
@@ -60,7 +63,7 @@ def _load_lm(config: LmConfig, device: torch.device) -> LanguageSide:
         model = AutoModelForCausalLM.from_pretrained(source, revision=config.revision, dtype=dtype)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{KEY}={config.model}: its tokenizer has no end token, which ends every answer; name another")
-    model = model.eval().to(device)
+    model = model.eval().to(held or device)
     _check_causal(model, config.model)
     chat_form = partial(text_chat, tokenizer)
     try:

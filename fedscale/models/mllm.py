@@ -136,10 +136,11 @@ class Mllm:
         return (chosen * counted).sum(-1)
 
 
-def load_mllm(config: MllmConfig, device: torch.device | str = "cpu") -> Mllm:
+def load_mllm(config: MllmConfig, device: torch.device | str = "cpu", held: torch.device | str | None = None) -> Mllm:
     """The MLLM of the config, on the device, or spread over what the process sees where `device_map` says so.
 
-    Raises UserError, with the remedies, when its weights can be had nowhere.
+    `held`: where it waits instead, in the dtype for the device. Raises UserError, with the remedies, when its weights
+    can be had nowhere.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -152,7 +153,7 @@ def load_mllm(config: MllmConfig, device: torch.device | str = "cpu") -> Mllm:
     with explained(KEY, config.model), without_bars(), nullcontext() if folder else offline_where_unreachable():
         processor = AutoProcessor.from_pretrained(source, revision=config.revision)
         model = AutoModelForImageTextToText.from_pretrained(source, **settings)
-    return Mllm(model, processor, None if config.device_map else device)
+    return Mllm(model, processor, None if config.device_map else torch.device(held or device))
 
 
 def _fill(answer: str, name: str) -> str:

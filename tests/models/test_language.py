@@ -106,6 +106,14 @@ def test_no_name_means_the_mllms_own_language_model_in_its_chat_form() -> None:
         torch.testing.assert_close(side.model.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_weights_may_wait_in_host_memory_in_the_dtype_for_the_device(tmp_path: Path, monkeypatch, named: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    saved(tmp_path)
+    side = load_language_side(config(tmp_path if named else ""), "meta", "cpu")  # meta: as little the CPU as a GPU
+    assert {(p.device.type, p.dtype) for p in side.model.parameters()} == {("cpu", torch.bfloat16)}
+
+
 def test_an_mllm_that_captioning_spreads_over_gpus_is_in_one_piece_for_pretraining(monkeypatch) -> None:
     asked: list[dict[str, Any]] = []
     inner = AutoModelForImageTextToText.from_pretrained

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fedscale.config.schema import Config
 from fedscale.distributed.mesh import Mesh
+from fedscale.distributed.strategy import asked_strategy
 from fedscale.errors import UserError
 from fedscale.models import Classifier
 from fedscale.models.clip import load_clip
@@ -58,7 +60,9 @@ class DistillationLesson:
             raise UserError("pretrain.contrastive_weight is above 0: caption.kinds must hold description")
         self._settings = settings
         self._clip = load_clip(config.teachers.clip, mesh.device) if settings.teacher == "live" else None
-        language = load_language_side(config, mesh.device)
+        # FSDP2 moves a block at a time to the device and keeps this rank's part: the whole need not fit there.
+        held = "cpu" if asked_strategy(os.environ) == "fsdp2" else mesh.device
+        language = load_language_side(config, mesh.device, held)
         self._encoder = _encoder(config, language)
         torch.manual_seed(derive(config.seed, "pretrain heads"))
         embed_dim = self._clip.embed_dim if self._clip else pairs.embed_dim()
