@@ -68,6 +68,8 @@ def pretrain_work(
     saves = math.ceil(steps / settings.save_every)
     checkpoint = float(trained * (FLOAT + ADAM) + FLOAT * student.statistics)
     work += Work({"write": checkpoint * saves, "start": 1})
+    weight = FLOAT if half == "fp32" or settings.language_model == "full" else 2
+    whole = float(weight * language.parameters) if language else 0.0
     return StageWork(
         "pretrain",
         work,
@@ -76,10 +78,10 @@ def pretrain_work(
         f"a pretrain.batch_size that {world} ranks divide",
         {"images": float(images), "steps": float(steps), "flops": work.flops * world / cluster.stretch},
         _memory(config, student, strategy, world, trained, frozen, micro, tokens, clip, language, half),
-        "launch=launch/accelerate/zero3.yaml, more pretrain.accumulation, or pretrain.activation_checkpointing=true",
+        "launch=launch/accelerate/fsdp2.yaml, more pretrain.accumulation, or pretrain.activation_checkpointing=true",
         {"checkpoints": (KEPT_CHECKPOINTS + 1) * checkpoint, "model": float(student.bytes)},
-        _obstacles(config, world),
-        _notes(config, counts, images, tokens, world),
+        _obstacles(config, world, strategy, whole, cluster.node.usable),
+        _notes(config, counts, images, tokens, world, whole if strategy.name == "fsdp2" else 0.0),
     )
 
 
@@ -175,8 +177,14 @@ def _memory(
     return parts
 
 
-def _obstacles(config: Config, world: int) -> list[str]:
+def _obstacles(config: Config, world: int, strategy: Strategy, whole: float, usable: float) -> list[str]:
+    """`whole`: bytes of the language model before it is cut; `usable`: of a device's memory."""
     settings, found = config.pretrain, []
+    if strategy.name == "zero3" and whole > usable:
+        found.append(
+            f"ZeRO-3 puts the whole language model ({whole / 2**30:.1f} GiB) on each device before it cuts it; use "
+            "launch=launch/accelerate/fsdp2.yaml"
+        )
     streams = settings.streams
     if world > streams:
         found.append(f"pretrain.streams={streams}: one or more for each of {world} ranks; use pretrain.streams={world}")
@@ -191,7 +199,8 @@ def _obstacles(config: Config, world: int) -> list[str]:
     return found
 
 
-def _notes(config: Config, counts: Counts, images: int, tokens: float, world: int) -> list[str]:
+def _notes(config: Config, counts: Counts, images: int, tokens: float, world: int, waiting: float) -> list[str]:
+    """`waiting`: bytes of the language model that a rank holds in the host's memory till they are cut."""
     notes, probe, streams = [], config.pretrain.probe, config.pretrain.streams
     shuffled = math.ceil(streams / world) * min(config.pretrain.shuffle_buffer, math.ceil(images / streams))
     memory = shuffled * (counts.image_bytes + RECORD)
@@ -199,6 +208,11 @@ def _notes(config: Config, counts: Counts, images: int, tokens: float, world: in
         notes.append(
             f"each rank also holds {memory / 2**30:.1f} GiB of the host's memory for pairs that it shuffles; "
             "pretrain.shuffle_buffer and pretrain.streams make it"
+        )
+    if waiting > 2**30:
+        notes.append(
+            f"each rank also holds {waiting / 2**30:.1f} GiB of the host's memory for the language model, "
+            "until FSDP2 has cut it"
         )
     if config.pretrain.objective != "keyword":
         notes.append(f"{tokens:.0f} positions a text, padding included: an upper bound where answers are short")

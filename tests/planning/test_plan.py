@@ -140,6 +140,21 @@ def test_cutting_the_state_saves_memory_and_costs_network(demo: Config) -> None:
     assert sent["ddp"] == sent["zero1"] == sent["zero2"] < sent["zero3"]
 
 
+def test_a_language_model_that_no_device_holds_whole_is_for_fsdp2_not_for_zero3() -> None:
+    config = load_config(["configs/imagenet_lt.yaml", "variant=pretrain", "pretrain.language_model=full"])
+    counts, cluster = counts_of(config), Cluster(dataclasses.replace(hardware("v100"), memory=16), 2, 8)
+    told = {}
+    for name in ("fsdp2", "zero3"):
+        launch = overlaid(config, {"launch": f"launch/accelerate/{name}.yaml"})
+        told[name] = stage_works(launch, cluster, counts, ["pretrain"])["pretrain"]
+    whole = f"{4 * 6.74e9 / 2**30:.1f} GiB"
+    assert not any("language model" in line for line in told["fsdp2"].obstacles)
+    assert any(f"holds {whole} of the host's memory" in note for note in told["fsdp2"].notes)
+    (line,) = [line for line in told["zero3"].obstacles if "language model" in line]
+    assert f"whole language model ({whole}) on each device" in line and "fsdp2.yaml" in line
+    assert not any("host's memory for the language" in note for note in told["zero3"].notes)
+
+
 def test_sharding_a_client_divides_its_lane(federated: Config) -> None:
     cluster, counts = Cluster(hardware("h200"), 1, 8), counts_of(federated)
     whole = stage_works(federated, cluster, counts, ["federate"])["federate"]
