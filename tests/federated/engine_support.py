@@ -89,7 +89,8 @@ def make_engine(
     order = generator.permutation(50)
     clients = np.split(order, np.cumsum(SIZES)[:-1])
     augment = config.federate.augment
-    data = RoundData(images, labels, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, augment, resident)
+    device = mesh.device if mesh else torch.device("cpu")
+    data = RoundData(images, labels, device, (0.5,) * 3, (0.25,) * 3, augment, resident)
     data.add_side("clip", torch.from_numpy(generator.normal(0, 5, (50, 3)).astype(np.float32)))
     texts = torch.from_numpy(generator.normal(size=(3, 16)))  # as wide as the features of resnet8
     teacher = {"clip": texts / texts.norm(dim=1, keepdim=True)}
