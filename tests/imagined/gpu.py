@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -47,6 +48,7 @@ aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._foreach_copy_.default}
 INDEX = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default}
+nccl_groups: set[str] = set()  # names of the groups that are gloo's, in the place of NCCL's
 capturing: list[str] = []  # what a CUDA graph that is being captured stands for; see `captured`
 
 
@@ -99,6 +101,8 @@ def carried_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     there = any(isinstance(tensor, OnGpu) for tensor in tensors)
+    if func.namespace == "c10d":
+        _check_carried(func, args, there)
     if not there and not on_gpu(device):
         return func(*args, **kwargs)
     here = [tensor for tensor in tensors if not isinstance(tensor, OnGpu)]
@@ -122,6 +126,18 @@ def carried_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not there or func is aten._to_copy.default:
         return wrapped
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+def _check_carried(func: Any, args: Any, there: bool) -> None:
+    """NCCL carries the device's tensors alone, gloo here the CPU's alone."""
+    for arg in args:
+        if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
+            group = dist.ProcessGroup.unbox(arg)
+            if (group.group_name in nccl_groups) != there:
+                kind = "NCCL" if group.group_name in nccl_groups else "gloo"
+                raise RuntimeError(
+                    f"No backend type associated with device type {'gpu' if there else 'cpu'}: {kind}, {func}"
+                )
 
 
 def _breaks_capture(func: Any, args: Any, here: list[Tensor], device: Any) -> bool:
@@ -172,7 +188,32 @@ def take_over() -> None:
     import fedscale.device
 
     fedscale.device.pick_device = lambda config: GPU
+    _take_over_nccl()
     accelerate.Accelerator.device = property(lambda self: GPU)  # type: ignore
+
+
+def _take_over_nccl() -> None:
+    """Have ranks find a GPU each, and gloo in the place of NCCL, for the device's tensors alone."""
+    from fedscale.distributed import links
+
+    initialise, make = dist.init_process_group, dist.new_group
+
+    def init_process_group(backend: str, *args: Any, device_id: Any = None, **words: Any) -> None:
+        initialise("gloo", *args, **words)
+        if backend == "nccl":
+            nccl_groups.add(dist.group.WORLD.group_name)
+
+    def new_group(ranks: list[int], timeout: Any, backend: str) -> Any:
+        made = make(ranks, timeout, "gloo")
+        if backend == "nccl" and isinstance(made, dist.ProcessGroup):
+            nccl_groups.add(made.group_name)
+        return made
+
+    def get_backend(group: Any = None) -> str:
+        return "nccl" if (group or dist.group.WORLD).group_name in nccl_groups else "gloo"
+
+    dist.init_process_group, dist.new_group, dist.get_backend = init_process_group, new_group, get_backend  # type: ignore
+    links.backend_for = lambda cards: (True, "")  # type: ignore
 
 
 @contextlib.contextmanager

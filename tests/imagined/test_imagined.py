@@ -75,6 +75,14 @@ def test_every_methods_rounds_are_the_cpus_and_their_steps_could_be_captured(tmp
 
 
 @pytest.mark.slow
+def test_every_methods_rounds_on_two_ranks_under_nccl_are_one_processs(tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = json.loads(run(*torchrun, HERE / "rounds.py", tmp_path, "batched").splitlines()[-1])
+    assert set(found) == set(BUILT_IN)
+    assert {method: difference for method, difference in found.items() if not difference < 1e-9} == {}
+
+
+@pytest.mark.slow
 def test_all_stages_do_what_they_do_on_the_cpu(tmp_path):
     captions, models, losses = {}, {}, {}
     for device, script in (("gpu", [HERE / "stages.py"]), ("cpu", ["-m", "fedscale"])):
