@@ -7,6 +7,7 @@ for scripts of their own: `with imagined():`, after `take_over()` has put it in 
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ COPIES = {aten.copy_.default, aten._foreach_copy_.default}
 INDEX = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default}
 nccl_groups: set[str] = set()  # names of the groups that are gloo's, in the place of NCCL's
-capturing: list[str] = []  # what a CUDA graph that is being captured stands for; see `captured`
+capturing: list[tuple[str, Any]] = []  # what a CUDA graph that is being captured stands for, and the graph
 
 
 class OnGpu(Tensor):
@@ -107,7 +108,7 @@ def carried_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     here = [tensor for tensor in tensors if not isinstance(tensor, OnGpu)]
     if capturing and _breaks_capture(func, args, here, device):
-        raise RuntimeError(f"{func} from or to the CPU, while {capturing[0]} is captured")
+        raise RuntimeError(f"{func} from or to the CPU, while {capturing[0][0]} is captured")
     if func in INDEX:  # indices may lie on the CPU
         here = [tensor for tensor in here if any(tensor is arg for arg in args[:3])]
     moves = func in COPIES or func is aten._to_copy.default
@@ -117,7 +118,8 @@ def carried_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     plain_args, plain = tree_map(lambda x: x.held if isinstance(x, OnGpu) else x, (args, kwargs))
     if device is not None:
         plain["device"] = torch.device("cpu") if on_gpu(device) else device
-    found = func(*plain_args, **plain)
+    graph = capturing[0][1] if capturing else None
+    found = graph.run(func, plain_args, plain) if graph else func(*plain_args, **plain)
     if func in COPIES:
         return args[0] if func is aten.copy_.default else None
     if not on_gpu(device) and (device is not None or not there):
@@ -172,7 +174,7 @@ class Conversions(TorchFunctionMode):
             if func is Tensor.new_tensor:
                 return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(GPU)
             if func is Tensor.tolist and capturing:
-                raise RuntimeError(f"tolist while {capturing[0]} is captured")
+                raise RuntimeError(f"tolist while {capturing[0][0]} is captured")
             if func in (Tensor.tolist, Tensor.untyped_storage, Tensor.data_ptr):
                 return func(args[0].held)
         return func(*args, **kwargs)
@@ -188,8 +190,23 @@ def take_over() -> None:
     import fedscale.device
 
     fedscale.device.pick_device = lambda config: GPU
+    _take_over_threads()
     _take_over_nccl()
     accelerate.Accelerator.device = property(lambda self: GPU)  # type: ignore
+
+
+def _take_over_threads() -> None:
+    """Have the device in the threads of a pool, too: a mode is that of one thread."""
+    submit = ThreadPoolExecutor.submit
+
+    def submitted(self: ThreadPoolExecutor, work: Any, *args: Any, **kwargs: Any) -> Any:
+        def within() -> Any:
+            with imagined():
+                return work(*args, **kwargs)
+
+        return submit(self, within)
+
+    ThreadPoolExecutor.submit = submitted  # type: ignore
 
 
 def _take_over_nccl() -> None:
@@ -224,9 +241,12 @@ def imagined() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def captured(what: str) -> Iterator[None]:
-    """As while a CUDA graph is captured: nothing is read from the device, nothing comes from the CPU."""
-    capturing.append(what)
+def captured(what: str, graph: Any = None) -> Iterator[None]:
+    """As while a CUDA graph is captured: nothing is read from the device, nothing comes from the CPU.
+
+    `graph`: what carries the operations out instead (graphs.Graph).
+    """
+    capturing.append((what, graph))
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Two rounds of every method on the imagined GPU and on the CPU; prints, as JSON, by how much they differ.
 
-rounds.py FOLDER BACKEND                            # a client's step runs as while it is captured in a CUDA graph
-torchrun --nproc-per-node 2 rounds.py FOLDER BACKEND     # on ranks with a GPU each, which NCCL joins
+`rounds.py FOLDER BACKEND`: `loop` and `batched`, whose steps run as while they are captured; `mapped`, with images staged
+group by group; `graph`, whose steps are captured and replayed. By torchrun: on ranks with a GPU each, which NCCL joins.
 """
 
 import copy
@@ -14,6 +14,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.imagined.gpu import GPU, captured, imagined, nccl_groups, take_over
+from tests.imagined.graphs import Graph, take_over_graphs
 
 take_over()
 
@@ -41,9 +42,12 @@ def compute(self: LaneTrainer, *args: object) -> torch.Tensor:
 
 def after_two_rounds(method: str, backend: str, mesh: Mesh, folder: Path) -> list[float]:
     """The judged global model, and the accuracies of its classes."""
-    words = {"backend": backend, "lanes": 3 if backend == "batched" else 0, "momentum": 0.5, "weight_decay": 0.01}
+    resident = backend != "mapped"
+    if backend == "mapped" or (backend == "graph" and mesh.device != GPU):
+        backend = "batched"
+    words = {"backend": backend, "lanes": 0 if backend == "loop" else 3, "momentum": 0.5, "weight_decay": 0.01}
     config = overlaid(settings(method=method, **words), {"eval": {"groups": {"many_classes": 1, "few_classes": 1}}})
-    engine = make_engine(config, "small", mesh, folder)
+    engine = make_engine(config, "small", mesh, folder, resident=resident)
     pool = pool_of()
     engine.central.pool = Pool(pool.images.to(mesh.device), pool.labels.to(mesh.device))
     engine.survey("start", 0)
@@ -61,7 +65,9 @@ def main() -> None:
     folder, backend = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0")
-    if ranks == 1:
+    if backend == "graph":
+        take_over_graphs()
+    elif ranks == 1 and backend != "mapped":
         LaneTrainer.compute = compute  # type: ignore[method-assign]
     expected = {
         method: after_two_rounds(method, backend, Mesh(), folder / rank / f"{method}-cpu") for method in BUILT_IN
@@ -71,6 +77,7 @@ def main() -> None:
         assert bool(nccl_groups) == (ranks > 1)
         for method in BUILT_IN:
             found[method] = after_two_rounds(method, backend, mesh, folder / f"{method}-gpu")
+    assert (Graph.replays > 4 * len(BUILT_IN)) == (backend == "graph"), Graph.replays
     differ = {
         method: max(abs(a - b) for a, b in zip(expected[method], found[method], strict=True)) for method in BUILT_IN
     }

@@ -67,7 +67,7 @@ def test_the_imagined_gpu_refuses_what_a_real_one_would():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["loop", "batched"])
+@pytest.mark.parametrize("backend", ["loop", "batched", "mapped", "graph"])
 def test_every_methods_rounds_are_the_cpus_and_their_steps_could_be_captured(tmp_path, backend):
     found = json.loads(run(HERE / "rounds.py", tmp_path, backend).splitlines()[-1])
     assert set(found) == set(BUILT_IN)
