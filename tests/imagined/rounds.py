@@ -1,7 +1,8 @@
 """Two rounds of every method on the imagined GPU and on the CPU; prints, as JSON, by how much they differ.
 
-`rounds.py FOLDER BACKEND`: `loop` and `batched`, whose steps run as while they are captured; `mapped`, with images staged
-group by group; `graph`, whose steps are captured and replayed. By torchrun: on ranks with a GPU each, which NCCL joins.
+`rounds.py FOLDER BACKEND`: `loop` and `batched`, whose steps run as while they are captured; `mapped`, with images that
+are staged group by group; `graph`, whose steps are captured and replayed. By torchrun: on ranks with a GPU each, which
+NCCL joins.
 """
 
 import copy
