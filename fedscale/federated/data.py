@@ -20,8 +20,6 @@ from fedscale.federated.draws import draw
 from fedscale.federated.plan import GroupPlan
 from fedscale.federated.strong import strongly_augmented
 
-MOST_FLOATS = 64 << 20  # values up to which images that are never augmented are kept normalised (256 MiB)
-
 
 @dataclass(frozen=True)
 class StagedGroup:
@@ -58,9 +56,6 @@ class RoundData:
         self._images = self._host.to(device) if resident else None
         self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
         self._shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device)
-        self._floats: Tensor | None = None
-        if resident and augment == "none" and self._host.numel() <= MOST_FLOATS:
-            self._floats = self._normalised(self._host.to(device))
         self._worker = None if resident else ThreadPoolExecutor(1, thread_name_prefix="staging")
         self._next: tuple[GroupPlan, Future[StagedGroup]] | None = None  # staged, or being staged
         self.side: dict[str, Tensor] = {}
@@ -146,11 +141,7 @@ class RoundData:
         """
         lanes, size = rows.shape
         flat = rows.t().reshape(-1)  # sample after sample, the lanes of each side by side
-        if self._floats is not None and not strong:
-            pixels = self._floats.index_select(0, flat)
-            pixels = self._laid_out(pixels.view(size, lanes, *pixels.shape[1:]), channels_last)
-            return pixels.to(dtype), group.labels[rows]
-        given = images = group.images[flat]
+        given = images = group.images.index_select(0, flat)  # whole images; images[flat] goes byte by byte on a CPU
         # A sample's number in its client's round is its own step times the full batch, plus its place there.
         numbers = torch.arange(size, device=rows.device)[:, None] + step * group.rows.shape[2]
         if self._augment != "none":
