@@ -155,7 +155,7 @@ def stood_in() -> Iterator[pytest.MonkeyPatch]:
     """Within the block teachers need no weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lessons, "load_clip", lambda config, device: FakeClip())
-        patch.setattr(language, "load_mllm", lambda config, device: FakeMllm())
+        patch.setattr(language, "load_mllm", lambda config, device, held: FakeMllm())
         patch.setattr(cache, "load_teacher", lambda config, names, device: colour_teacher)
         yield patch
 

@@ -106,7 +106,7 @@ def manifest(tmp_path: Path) -> Manifest:
 @pytest.fixture(autouse=True)
 def teachers(monkeypatch) -> None:
     monkeypatch.setattr(lessons, "load_clip", lambda config, device: FakeClip())
-    monkeypatch.setattr(language, "load_mllm", lambda config, device: FakeMllm())
+    monkeypatch.setattr(language, "load_mllm", lambda config, device, held: FakeMllm())
 
 
 def config_of(manifest: Manifest, **settings) -> Config:
