@@ -14,8 +14,11 @@ LAUNCHERS = {  # two ranks each, by python's arguments
 }  # fmt: skip
 
 
-def torchrun(ranks: int, script: Path, *words: object, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run a script as `ranks` ranks of one thread each, 1 = by itself; the repository can be imported from it."""
+def torchrun(ranks: int, script: Path | str, *words: object, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a script as `ranks` ranks of one thread each, 1 = by itself; the repository can be imported from it.
+
+    `script` may be `-m` or, of one rank, `-c`, with a module or code as the next word.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     return subprocess.run(
         [sys.executable, *launcher, str(script), *map(str, words)], capture_output=True, text=True, timeout=seconds,

@@ -89,12 +89,12 @@ def make_engine(
     order = generator.permutation(50)
     clients = np.split(order, np.cumsum(SIZES)[:-1])
     augment = config.federate.augment
-    device = mesh.device if mesh else torch.device("cpu")
-    data = RoundData(images, labels, device, (0.5,) * 3, (0.25,) * 3, augment, resident)
+    mesh = mesh or Mesh()
+    data = RoundData(images, labels, mesh.device, (0.5,) * 3, (0.25,) * 3, augment, resident)
     data.add_side("clip", torch.from_numpy(generator.normal(0, 5, (50, 3)).astype(np.float32)))
     texts = torch.from_numpy(generator.normal(size=(3, 16)))  # as wide as the features of resnet8
     teacher = {"clip": texts / texts.norm(dim=1, keepdim=True)}
-    return build_engine(config, net, data, clients, mesh or Mesh(), folder, say, teacher=teacher)
+    return build_engine(config, net, data, clients, mesh, folder, say, teacher=teacher)
 
 
 def trained(engine: Engine, rounds: Sequence[int] = (1, 2, 3)) -> torch.Tensor:

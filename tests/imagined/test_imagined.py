@@ -1,9 +1,6 @@
 """On a GPU in name alone every tensor is where it should be, and results are the CPU's."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from safetensors.torch import load_file
 
 from fedscale.config.methods import BUILT_IN
 from fedscale.files import read_jsonl
+from tests.launching import torchrun
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -52,32 +50,23 @@ print("fine")
 """
 
 
-def run(*command: str | Path) -> str:
+def run(ranks: int, script: Path | str, *words: object) -> str:
     """What a script says; an error where it ends with one."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment, check=False
-    )
+    done = torchrun(ranks, script, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def test_the_imagined_gpu_refuses_what_a_real_one_would():
-    assert run("-c", RULES) == "fine\n"
+    assert run(1, "-c", RULES) == "fine\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["loop", "batched", "mapped", "graph"])
-def test_every_methods_rounds_are_the_cpus_and_their_steps_could_be_captured(tmp_path, backend):
-    found = json.loads(run(HERE / "rounds.py", tmp_path, backend).splitlines()[-1])
-    assert set(found) == set(BUILT_IN)
-    assert {method: difference for method, difference in found.items() if not difference < 1e-9} == {}
-
-
-@pytest.mark.slow
-def test_every_methods_rounds_on_two_ranks_under_nccl_are_one_processs(tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = json.loads(run(*torchrun, HERE / "rounds.py", tmp_path, "batched").splitlines()[-1])
+@pytest.mark.parametrize(
+    ("ranks", "backend"), [(1, "loop"), (1, "batched"), (1, "mapped"), (1, "graph"), (2, "batched")]
+)
+def test_every_methods_rounds_are_one_cpus_and_their_steps_could_be_captured(tmp_path, ranks, backend):
+    found = json.loads(run(ranks, HERE / "rounds.py", tmp_path, backend).splitlines()[-1])
     assert set(found) == set(BUILT_IN)
     assert {method: difference for method, difference in found.items() if not difference < 1e-9} == {}
 
@@ -88,9 +77,9 @@ def test_all_stages_do_what_they_do_on_the_cpu(tmp_path):
     for device, script in (("gpu", [HERE / "stages.py"]), ("cpu", ["-m", "fedscale"])):
         words = [*SMALL, f"out={tmp_path / device}", f"data.dir={tmp_path / 'shapes'}"]
         words += ["device=cpu"] if device == "cpu" else []
-        run(*script, "run", "configs/demo.yaml", "variant=align", *words)
+        run(1, *script, "run", "configs/demo.yaml", "variant=align", *words)
         for stage in ("caption", "pretrain"):
-            run(*script, stage, "configs/demo.yaml", "variant=full", *words)
+            run(1, *script, stage, "configs/demo.yaml", "variant=full", *words)
         runs = tmp_path / device / "demo"
         captions[device] = [path.read_text() for path in sorted((runs / "align-s1" / "caption").glob("0*.jsonl"))]
         stages = ("federate", "align")
