@@ -54,10 +54,9 @@ def build_engine(
 ) -> Engine:
     """The engine that trains `model` (moved to the mesh's device) on the clients' rows of `data`.
 
-    `folder` keeps what is recorded.
-
-    `pool` and `teacher` are for methods that ask for them. Raises UserError for lanes that do not fit, for a method
-    that cannot train this model, and for a run that was begun on other software in exact mode.
+    `folder` keeps what is recorded; `pool` and `teacher` are for methods that ask for them. Raises UserError for lanes
+    that do not fit, for a method that cannot train this model, and for a run that was begun on other software in exact
+    mode.
     """
     settings = config.federate
     model = model if settings.shard > 1 else model.to(mesh.device)  # before it is asked how much memory is free there
